@@ -1,0 +1,60 @@
+"""Pipeline-parallel training for PyTorch in which the schedule is data.
+
+    schedule = ps.one_f_one_b(num_ranks=4, num_microbatches=8)
+    ps.verify(schedule)
+    timeline = ps.simulate(schedule, ps.StageCosts(forward=1, input_grad=1, weight_grad=1))
+
+Names are loaded on first use, so that `import penstock` costs nothing and the core needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from penstock._version import __version__
+
+if TYPE_CHECKING:
+    from penstock.cluster import Cluster, Device, Link
+    from penstock.costs import StageCosts
+    from penstock.errors import PenstockError, UserError
+    from penstock.ir import Op, OpKind, Placement, Program, Schedule, WeightRule
+    from penstock.lowering import lower
+    from penstock.notation import load_schedule, parse_grid, schedule_from_json, schedule_to_json
+    from penstock.partition import Partition
+    from penstock.runtime import LoopbackTransport, Pipeline, Transport, run_ranks
+    from penstock.schedules import gpipe, naive, named_schedule, one_f_one_b
+    from penstock.simulator import simulate
+    from penstock.timeline import Timeline
+    from penstock.verifier import Proof, verify
+
+_HOMES = {
+    "cluster": ("Cluster", "Device", "Link"),
+    "costs": ("StageCosts",),
+    "errors": ("PenstockError", "UserError"),
+    "ir": ("Op", "OpKind", "Placement", "Program", "Schedule", "WeightRule"),
+    "lowering": ("lower",),
+    "notation": ("load_schedule", "parse_grid", "schedule_from_json", "schedule_to_json"),
+    "partition": ("Partition",),
+    "runtime": ("LoopbackTransport", "Pipeline", "Transport", "run_ranks"),
+    "schedules": ("gpipe", "naive", "named_schedule", "one_f_one_b"),
+    "simulator": ("simulate",),
+    "timeline": ("Timeline",),
+    "verifier": ("Proof", "verify"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: PLE0604
+    "__version__",
+    *_HOME,
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'penstock' has no attribute '{name}'")
+    return getattr(import_module(f"penstock.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,154 @@
+"""The manifest: the small file whose appearance makes a checkpoint exist.
+
+    step-00000300/
+        rank-0.safetensors    tensors by name
+        rank-1.safetensors
+        manifest.json         step, every file with its size, SHA-256 and tensors; written last, by renaming
+
+Nothing is ever unpickled: tensors are safetensors, everything else is JSON of a checked shape.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from penstock.errors import CheckpointError
+
+FORMAT = "penstock-checkpoint"
+VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Type and shape of one stored tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class ShardFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One rank's file."""
+
+    name: str
+    bytes: int
+    sha256: str
+    tensors: dict[str, TensorEntry]
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything a committed checkpoint consists of."""
+
+    format: str = FORMAT
+    version: int = VERSION
+    step: int
+    model: str
+    """Digest of the model's tensor names, types and shapes: the same in every layout."""
+    plan: str
+    """Hash of the plan it was saved under."""
+    files: tuple[ShardFile, ...]
+    extra: dict[str, Any]
+    """The caller's own JSON: configuration, random state, digest of the data."""
+
+    def tensors(self) -> dict[str, TensorEntry]:
+        """Returns every stored tensor by name, over all files."""
+        return {name: entry for file in self.files for name, entry in file.tensors.items()}
+
+
+class _Header(msgspec.Struct, frozen=True):
+    """What every version of the format keeps."""
+
+    format: str
+    version: int
+
+
+def model_signature(tensors: Mapping[str, TensorEntry]) -> str:
+    """Returns the SHA-256 of the names, types and shapes of the tensors under `model/`."""
+    rows = sorted(
+        f"{name} {entry.dtype} {entry.shape}" for name, entry in tensors.items() if name.startswith("model/")
+    )
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Returns the manifest of the checkpoint directory `path`, its files present and of the right size.
+
+    Raises:
+        CheckpointError: No checkpoint, another program's, a newer version's, or damaged; names the file.
+    """
+    file = path / MANIFEST
+    content = _read(file, checkpoint=path)
+    try:
+        header = msgspec.json.decode(content, type=_Header)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} is damaged or not penstock's ({error}); use another") from error
+    if header.format != FORMAT:
+        raise CheckpointError(
+            f'{file} has format "{header.format}", not "{FORMAT}"; name a penstock checkpoint'
+        )
+    if header.version > VERSION:
+        raise CheckpointError(
+            f"{file} has format version {header.version}, this penstock reads up to {VERSION}; upgrade penstock"
+        )
+    try:
+        manifest = msgspec.json.decode(content, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise CheckpointError(f"{file} is damaged ({error}); use another checkpoint") from error
+    check_sizes(path, manifest.files)
+    return manifest
+
+
+def check_sizes(path: Path, files: Iterable[ShardFile]) -> None:
+    """Raises CheckpointError, naming the file, unless every file lies in `path` with its size."""
+    for entry in files:
+        file = path / entry.name
+        if Path(entry.name).name != entry.name:
+            raise CheckpointError(
+                f'{path / MANIFEST} names a file outside its directory, "{entry.name}"; do not use it'
+            )
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing; restore it or use another checkpoint")
+        if file.stat().st_size != entry.bytes:
+            raise CheckpointError(
+                f"{file} has {file.stat().st_size} bytes instead of {entry.bytes}: it was cut short or replaced; "
+                "use another checkpoint"
+            )
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Commits the checkpoint directory `path`: after the renaming it exists, before it does not."""
+    content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    temporary = path / f"{MANIFEST}.tmp"
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path / MANIFEST)
+    sync_directory(path)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes the names in `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(file: Path, *, checkpoint: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not checkpoint.exists():
+            raise CheckpointError(f"checkpoint {checkpoint} does not exist; check the path") from error
+        raise CheckpointError(
+            f"{checkpoint} is not a complete checkpoint: it has no {MANIFEST}; name a step-… directory that has one"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror}; check its permissions") from error

@@ -1,0 +1,71 @@
+"""Reads tensors of a checkpoint by name, from whichever rank's file holds them.
+
+The number of ranks that saved does not matter: a rank asks for the names it needs, and only the files that
+hold them are read and verified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from penstock.checkpoint.manifest import Manifest, read_manifest
+from penstock.checkpoint.shard import entry_of, read_shard, verify_shard
+from penstock.errors import CheckpointError, nearest
+
+
+def load(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Returns the named tensors of the checkpoint directory `path`, on the CPU.
+
+    Raises:
+        CheckpointError: A name is not in the checkpoint, or a file that holds one is damaged.
+    """
+    manifest = read_manifest(path)
+    wanted = list(names)
+    _check_present(path, manifest, wanted)
+    tensors: dict[str, Tensor] = {}
+    for file in manifest.files:
+        here = [name for name in wanted if name in file.tensors]
+        if here:
+            verify_shard(path / file.name, file)
+            tensors.update(read_shard(path / file.name, here))
+    return {name: tensors[name] for name in wanted}
+
+
+def names_for(manifest: Manifest, model_names: Iterable[str]) -> list[str]:
+    """Returns the stored names that belong to these parameters and buffers: their values and optimizer states.
+
+    A stored name is `model/NAME`, or `optimizer/STATE/NAME` and `optimizer_number/STATE/NAME`.
+    """
+    known = set(model_names)
+    return [
+        name
+        for name in manifest.tensors()
+        if name.split("/", 1 if name.startswith("model/") else 2)[-1] in known
+    ]
+
+
+def check_fits(path: Path, manifest: Manifest, *, expected: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError unless the checkpoint holds every expected tensor with its shape and type."""
+    _check_present(path, manifest, list(expected))
+    stored = manifest.tensors()
+    for name, tensor in expected.items():
+        wanted, found = entry_of(tensor), stored[name]
+        if wanted != found:
+            raise CheckpointError(
+                f'"{name}" is {found.dtype} {list(found.shape)} in {path} and {wanted.dtype} {list(wanted.shape)} in '
+                "this model; resume with the model that was saved, or start anew"
+            )
+
+
+def _check_present(path: Path, manifest: Manifest, names: list[str]) -> None:
+    stored = manifest.tensors()
+    missing = [name for name in names if name not in stored]
+    if missing:
+        listed = ", ".join(f'"{name}"' for name in missing[:5]) + (" …" if len(missing) > 5 else "")
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} of {len(names)} tensors: {listed}.{nearest(missing[0], stored)} "
+            "It is of another model or optimizer; use the checkpoint of this one"
+        )

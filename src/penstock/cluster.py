@@ -1,0 +1,75 @@
+"""The machine: a device per rank and the links between them, in nested groups (host, rack)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from penstock.errors import UserError
+
+
+@dataclass(frozen=True)
+class Device:
+    """What one rank computes on.
+
+    Attributes:
+        memory_bytes: its memory.
+        speed: how many times faster than the device the costs were measured on.
+    """
+
+    memory_bytes: float = math.inf
+    speed: float = 1
+
+
+@dataclass(frozen=True)
+class Link:
+    """A way from one rank to another. A message of n bytes takes `latency_seconds + n / bytes_per_second`.
+
+    The link is busy for the second term only: the next message may start while the last bytes are under way.
+    """
+
+    latency_seconds: float = 0
+    bytes_per_second: float = math.inf
+
+    def busy_seconds(self, num_bytes: float) -> float:
+        """Returns how long a message of `num_bytes` keeps the link from the next message."""
+        return 0 if self.bytes_per_second == math.inf else num_bytes / self.bytes_per_second
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Devices by rank, and links by the smallest group that holds both ends.
+
+    Attributes:
+        devices: one a rank.
+        levels: `(ranks per group, link)` from the innermost out: `((8, nvlink), (64, infiniband))`. The
+            first level whose groups hold both ranks gives the link; the last level serves all others.
+
+    Raises:
+        UserError: no device, no level, or negative numbers.
+    """
+
+    devices: tuple[Device, ...]
+    levels: tuple[tuple[int, Link], ...]
+
+    def __post_init__(self) -> None:
+        if not self.devices or not self.levels:
+            raise UserError("a cluster has at least one device and one level of links; see Cluster.uniform")
+        for device in self.devices:
+            if not device.speed > 0:
+                raise UserError(f"device speed={device.speed}; use a number above 0, 1 for the measured device")
+        for size, link in self.levels:
+            if size < 1 or not link.latency_seconds >= 0 or not link.bytes_per_second > 0:
+                raise UserError(f"level {size}, {link}: groups hold a rank or more, latency ≥ 0, bandwidth > 0")
+
+    @staticmethod
+    def uniform(num_ranks: int, *, latency_seconds: float = 0, bytes_per_second: float = math.inf) -> Cluster:
+        """Returns equal devices, every pair joined by an equal link of its own."""
+        return Cluster((Device(),) * num_ranks, ((num_ranks, Link(latency_seconds, bytes_per_second)),))
+
+    def link(self, source: int, target: int) -> Link:
+        """Returns the link from rank `source` to rank `target`."""
+        for size, link in self.levels:
+            if source // size == target // size:
+                return link
+        return self.levels[-1][1]

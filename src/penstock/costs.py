@@ -1,0 +1,99 @@
+"""What layers and stages cost: seconds of compute, bytes of memory and of what crosses a boundary.
+
+Times are kept as given (int, float or Fraction), so that a simulation in whole numbers is exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from numbers import Real
+
+from penstock.errors import UserError
+from penstock.ir.ops import OpKind
+
+PerStage = float | Sequence[float]
+"""One number for all stages, or one a stage."""
+
+
+@dataclass(frozen=True)
+class StageCosts:
+    """The cost of one microbatch on each stage; every field is one number or one a stage.
+
+    Attributes:
+        forward: seconds of F.
+        input_grad: seconds of I.
+        weight_grad: seconds of W.
+        backward: seconds of B; None means input_grad + weight_grad.
+        optimizer_step: seconds of S.
+        reduce_grad: seconds of the stage's gradient reduction.
+        parameter_bytes: the stage's parameters.
+        activation_bytes: what F keeps for B or I.
+        deferred_bytes: what I keeps for W.
+        boundary_bytes: the stage's output, which is also the size of the gradient that comes back.
+
+    Raises:
+        UserError: a cost that is negative, infinite or not a number, or lists of different lengths.
+    """
+
+    forward: PerStage = 1
+    input_grad: PerStage = 1
+    weight_grad: PerStage = 1
+    backward: PerStage | None = None
+    optimizer_step: PerStage = 0
+    reduce_grad: PerStage = 0
+    parameter_bytes: PerStage = 0
+    activation_bytes: PerStage = 0
+    deferred_bytes: PerStage = 0
+    boundary_bytes: PerStage = 0
+
+    def __post_init__(self) -> None:
+        lengths = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Sequence):
+                object.__setattr__(self, field.name, tuple(value))
+                lengths[field.name] = len(value)
+            for number in value if isinstance(value, Sequence) else (value,):
+                if number is not None:
+                    _check(field.name, number)
+        if len(set(lengths.values())) > 1:
+            raise UserError(f"costs are given for different numbers of stages: {lengths}; give one number a stage")
+
+    def per_stage(self, field: str, num_stages: int) -> tuple[float, ...]:
+        """Returns the named cost of each of `num_stages` stages.
+
+        Raises:
+            UserError: the cost is a list of another length.
+        """
+        value = getattr(self, field)
+        if value is None:
+            pairs = zip(self.per_stage("input_grad", num_stages), self.per_stage("weight_grad", num_stages), strict=True)
+            return tuple(input_grad + weight_grad for input_grad, weight_grad in pairs)
+        if not isinstance(value, tuple):
+            return (value,) * num_stages
+        if len(value) != num_stages:
+            raise UserError(f"{field} has {len(value)} values for {num_stages} stages; give one number a stage")
+        return value
+
+    def seconds(self, num_stages: int) -> dict[OpKind, tuple[float, ...]]:
+        """Returns for each kind of op that takes time its seconds on every stage."""
+        return {kind: self.per_stage(field, num_stages) for kind, field in _SECONDS.items()}
+
+
+_SECONDS = {
+    OpKind.F: "forward",
+    OpKind.B: "backward",
+    OpKind.I: "input_grad",
+    OpKind.W: "weight_grad",
+    OpKind.S: "optimizer_step",
+    OpKind.REDUCE_GRAD: "reduce_grad",
+}
+
+
+def _check(field: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise UserError(f"{field}={value!r} is not a number; give seconds or bytes, e.g. {field}=1.0")
+    if not math.isfinite(value) or value < 0:
+        raise UserError(f"{field}={value}; a cost is finite and not negative, e.g. {field}=1.0")

@@ -1,0 +1,68 @@
+"""Every error penstock raises on purpose, as one tree.
+
+A message says three things in the user's words: what is wrong, with its value; why; and a value that
+works. `UserError` is what a command prints as one line, without a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PenstockError(Exception):
+    """Root of every error raised by penstock."""
+
+
+class UserError(PenstockError):
+    """An argument, file or environment that the caller can put right."""
+
+
+class ScheduleError(UserError):
+    """Sizes or orders from which no schedule can be made."""
+
+
+class NotationError(UserError):
+    """A text grid or a JSON file that does not describe a schedule; the message says where."""
+
+
+class VerificationError(ScheduleError):
+    """A program that would not run correctly, with its counter-example in the message."""
+
+
+class PartitionError(UserError):
+    """Layers that cannot be laid onto stages as asked."""
+
+
+class ModelError(UserError):
+    """A model that cannot be cut, or whose boundary cannot travel between stages."""
+
+
+class BatchError(UserError):
+    """Inputs, targets or weights that do not fit the pipeline."""
+
+
+class ConfigError(UserError):
+    """A configuration with an unknown key, a wrong type or a value out of range."""
+
+
+class DataError(UserError):
+    """Text to train on that is missing, empty or not text."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is absent, torn, foreign or of another model."""
+
+
+class HandshakeError(UserError):
+    """Ranks that hold different plans or called different things; the message names them."""
+
+
+class RankFailedError(PenstockError):
+    """A rank that raised, died or fell silent, told in pipeline terms."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns ` Did you mean "…"?` for a near miss among `known`, else an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f' Did you mean "{matches[0]}"?' if matches else ""

@@ -1,0 +1,67 @@
+"""Program: a schedule after lowering. What is verified and simulated is what runs."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from penstock.ir.ops import Channel, Op, Transfer
+from penstock.ir.schedule import Schedule
+
+Instruction = Op | Transfer
+"""One entry of a program: an op of its rank, or one end of a message."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """Per rank the ordered instructions, with the schedule they came from.
+
+    Attributes:
+        schedule: the order of compute ops that every rank keeps.
+        ranks: per rank its compute ops, sends, posted receives and reductions in order.
+    """
+
+    schedule: Schedule
+    ranks: tuple[tuple[Instruction, ...], ...]
+
+    @property
+    def num_ranks(self) -> int:
+        """Number of ranks, p."""
+        return len(self.ranks)
+
+    @cached_property
+    def channels(self) -> tuple[Channel, ...]:
+        """The channels in use, sorted: the order in which a transport opens them."""
+        used = {entry.channel for entries in self.ranks for entry in entries if isinstance(entry, Transfer)}
+        return tuple(sorted(used))
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of everything that decides what runs; ranks compare it before the first step."""
+        schedule = self.schedule
+        numbers = array("q", [schedule.num_microbatches])
+        for row in schedule.placement.table:
+            numbers.extend((len(row), *row))
+        for entries in self.ranks:
+            numbers.append(len(entries))
+            for entry in entries:
+                numbers.extend(entry[:4])
+                if isinstance(entry, Transfer):
+                    numbers.extend(entry.channel)
+        sha = hashlib.sha256(schedule.weight_rule.value.encode())
+        sha.update(numbers.tobytes())
+        return sha.hexdigest()
+
+    def instructions(self) -> Iterator[tuple[int, int, Instruction]]:
+        """Yields `(rank, position, instruction)` for every instruction, rank by rank."""
+        for rank, entries in enumerate(self.ranks):
+            for position, entry in enumerate(entries):
+                yield rank, position, entry
+
+    def __str__(self) -> str:
+        lines = [f"program of {self.schedule.name}: {self.num_ranks} ranks"]
+        lines += [f"rank {rank}: " + " ".join(map(str, entries)) for rank, entries in enumerate(self.ranks)]
+        return "\n".join(lines)

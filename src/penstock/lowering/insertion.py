@@ -1,0 +1,109 @@
+"""Put sends, receives and gradient reductions between the compute ops, whose order never changes.
+
+1. A send follows the op that made its value at once.
+2. A receive is posted when the op that takes the channel's previous message is about to run: one message
+   is under way while the last one is worked on, and a channel never holds more than that ahead.
+3. A receive is posted earlier than that where its sender would otherwise block for good. Found by walking
+   all ranks under rendezvous semantics (a send ends when its receive is posted): when nobody can go on,
+   every blocked sender gets its receive posted where the receiver stands. So a schedule without a cycle
+   never deadlocks, whether the transport buffers or not.
+4. REDUCE_GRAD follows the last op that adds to its stage's gradients.
+"""
+
+from __future__ import annotations
+
+from penstock.ir.dependencies import TRAVELS, Value, consumed, message, produced
+from penstock.ir.ops import NO_MICROBATCH, Channel, Op, OpKind, Transfer
+from penstock.ir.program import Instruction, Program
+from penstock.ir.schedule import Schedule
+from penstock.lowering.posting import Incoming, post_receives
+
+_ADDS_GRADIENT = frozenset({OpKind.B, OpKind.W})
+
+
+def lower(schedule: Schedule, *, reduce_gradients: bool = False) -> Program:
+    """Returns `schedule` as a Program; see the rules at the top of this file.
+
+    Every channel is first in, first out: receives are posted in the order of the sends. A schedule that
+    cannot run is lowered as far as it goes, so that `verify` can show why.
+
+    Args:
+        schedule: the order of compute ops.
+        reduce_gradients: add REDUCE_GRAD for data-parallel replicas. Schedules with several pipeline
+            directions always have it, between the owners of a stage.
+    """
+    makers = _makers(schedule)
+    takers = {
+        value: rank for rank, _, op in schedule.ops() for value in consumed(op, schedule.num_stages)
+    }
+    reduce_gradients = reduce_gradients or schedule.placement.num_replicas > 1
+    sending: list[list[Instruction]] = []
+    for rank, ops in enumerate(schedule.ranks):
+        entries: list[Instruction] = []
+        last_use = _last_gradients(ops) if reduce_gradients else {}
+        for position, op in enumerate(ops):
+            entries.append(op)
+            entries.extend(_sends(op, rank, takers))
+            if last_use.get((op.stage, op.replica)) == position:
+                entries.append(Op(OpKind.REDUCE_GRAD, op.stage, NO_MICROBATCH, op.replica))
+        sending.append(entries)
+    incoming = [_incoming(schedule, rank, makers, sending) for rank in range(schedule.num_ranks)]
+    return Program(schedule, post_receives(schedule.num_stages, sending, incoming))
+
+
+def _makers(schedule: Schedule) -> dict[Value, int]:
+    return {
+        value: rank
+        for rank, _, op in schedule.ops()
+        for value in produced(op)
+        if value.kind in TRAVELS
+    }
+
+
+def _sends(op: Op, rank: int, takers: dict[Value, int]) -> list[Instruction]:
+    """Returns the sends of what `op` made to the ranks that take it; none where the taker is this rank."""
+    found: list[Instruction] = []
+    for value in produced(op):
+        taker = takers.get(value, rank) if value.kind in TRAVELS else rank
+        if taker != rank:
+            found.append(message(value, maker=rank, taker=taker)[0])
+    return found
+
+
+def _incoming(
+    schedule: Schedule, rank: int, makers: dict[Value, int], sending: list[list[Instruction]]
+) -> list[Incoming]:
+    """Returns the receives of `rank`, by channel, in the order in which their messages are sent."""
+    wanted: dict[Channel, dict[Value, tuple[int, Transfer]]] = {}
+    for position, op in enumerate(schedule.ranks[rank]):
+        for value in consumed(op, schedule.num_stages):
+            if value.kind not in TRAVELS:
+                continue
+            maker = makers.get(value, _placed_maker(schedule, value))
+            if maker != rank:
+                receive = message(value, maker=maker, taker=rank)[1]
+                wanted.setdefault(receive.channel, {})[value] = (position, receive)
+    incoming = []
+    for channel in sorted(wanted):
+        values = wanted[channel]
+        ordered = []
+        for entry in sending[channel.source]:
+            if isinstance(entry, Transfer) and entry.channel == channel:
+                found = values.pop(Value(_CARRIED[entry.kind], *entry[1:4]), None)
+                if found is not None:
+                    ordered.append(found)
+        ordered.extend(values.values())
+        incoming.append(Incoming(channel, tuple(ordered)))
+    return incoming
+
+
+_CARRIED = {send: kind for kind, (_, send, _, _) in TRAVELS.items()}
+
+
+def _placed_maker(schedule: Schedule, value: Value) -> int:
+    """Returns the rank that should make `value`, for schedules in which nobody does."""
+    return schedule.placement.rank_of(value.stage, value.replica)
+
+
+def _last_gradients(ops: tuple[Op, ...]) -> dict[tuple[int, int], int]:
+    return {(op.stage, op.replica): position for position, op in enumerate(ops) if op.kind in _ADDS_GRADIENT}

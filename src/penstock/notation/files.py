@@ -1,0 +1,86 @@
+"""The JSON file of a schedule, versioned and checked on load.
+
+    {"format": "penstock.schedule", "version": 1, "name": "gpipe", "num_microbatches": 1,
+     "weight_rule": "flush", "placement": [[0, 1]], "ranks": [["0F0", "0B0"], ["1F0", "1B0"]]}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from penstock.errors import NotationError, ScheduleError
+from penstock.ir.placement import Placement
+from penstock.ir.schedule import Schedule, WeightRule
+from penstock.notation.cells import parse_op
+
+FORMAT = "penstock.schedule"
+VERSION = 1
+
+
+class _Heading(msgspec.Struct):
+    format: str
+    version: int
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    format: Literal["penstock.schedule"]
+    version: int
+    name: str
+    num_microbatches: int
+    weight_rule: WeightRule
+    placement: list[list[int]]
+    ranks: list[list[str]]
+
+
+def schedule_to_json(schedule: Schedule) -> str:
+    """Returns `schedule` as JSON text."""
+    file = _File(
+        format="penstock.schedule",
+        version=VERSION,
+        name=schedule.name,
+        num_microbatches=schedule.num_microbatches,
+        weight_rule=schedule.weight_rule,
+        placement=[list(row) for row in schedule.placement.table],
+        ranks=[[str(op) for op in ops] for ops in schedule.ranks],
+    )
+    return msgspec.json.encode(file).decode()
+
+
+def schedule_from_json(text: str | bytes) -> Schedule:
+    """Returns the schedule written in `text`; the inverse of `schedule_to_json`.
+
+    Raises:
+        NotationError: not JSON, another format, a newer version, or a field that does not fit, with its place.
+    """
+    try:
+        heading = msgspec.json.decode(text, type=_Heading)
+        if heading.format != FORMAT:
+            raise NotationError(f'the file says format "{heading.format}"; a schedule says "{FORMAT}"')
+        if heading.version != VERSION:
+            raise NotationError(f"the file has version {heading.version}; this penstock reads version {VERSION}")
+        file = msgspec.json.decode(text, type=_File)
+        placement = Placement.replicas(*file.placement)
+        ranks = tuple(
+            tuple(parse_op(cell, rank=rank, placement=placement) for cell in cells)
+            for rank, cells in enumerate(file.ranks)
+        )
+        return Schedule(file.name, placement, file.num_microbatches, ranks, file.weight_rule)
+    except (msgspec.DecodeError, ScheduleError) as error:
+        raise NotationError(f"not a schedule file: {error}") from None
+
+
+def load_schedule(path: str | Path) -> Schedule:
+    """Returns the schedule in the JSON file at `path`.
+
+    Raises:
+        NotationError: the file cannot be read or does not hold a schedule; the message names the file.
+    """
+    try:
+        return schedule_from_json(Path(path).read_bytes())
+    except OSError as error:
+        raise NotationError(f"cannot read {path}: {error.strerror}") from None
+    except NotationError as error:
+        raise NotationError(f"{path}: {error}") from None

@@ -1,0 +1,83 @@
+"""Contiguous layer ranges, one per stage, covering every layer exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from penstock.errors import PartitionError
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Layer ranges per stage; stage s holds layers `boundaries[s]` up to but not including `boundaries[s+1]`.
+
+    Attributes:
+        boundaries: num_stages + 1 rising numbers from 0 to the number of layers.
+
+    Raises:
+        PartitionError: boundaries that do not start at 0, or a stage without layers.
+    """
+
+    boundaries: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.boundaries) < 2 or self.boundaries[0] != 0:
+            raise PartitionError(f"partition {self.boundaries} does not start at layer 0; write e.g. (0, 3, 6)")
+        for stage, (first, last) in enumerate(pairwise(self.boundaries)):
+            if last <= first:
+                raise PartitionError(f"partition {self.boundaries} leaves stage {stage} without layers")
+
+    @staticmethod
+    def uniform(num_layers: int, num_stages: int) -> Partition:
+        """Returns stages whose layer counts differ by at most one, the longer ones first.
+
+        Raises:
+            PartitionError: more stages than layers.
+        """
+        if num_stages > num_layers:
+            raise PartitionError(
+                f"{num_layers} layers cannot fill {num_stages} stages; use at most {num_layers} stages or more layers"
+            )
+        size, longer = divmod(num_layers, num_stages)
+        return Partition.of_sizes([size + (stage < longer) for stage in range(num_stages)])
+
+    @staticmethod
+    def of_sizes(sizes: Sequence[int]) -> Partition:
+        """Returns stages of these numbers of layers: `of_sizes([3, 5])` is `(0, 3, 8)`.
+
+        Raises:
+            PartitionError: no stage, or a stage without layers.
+        """
+        return Partition(tuple(accumulate(sizes, initial=0)))
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stages, s."""
+        return len(self.boundaries) - 1
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers over all stages."""
+        return self.boundaries[-1]
+
+    def layers_of(self, stage: int) -> range:
+        """Returns the indices of the layers of `stage`."""
+        return range(self.boundaries[stage], self.boundaries[stage + 1])
+
+    def check(self, num_layers: int, num_stages: int) -> Partition:
+        """Returns this partition if it takes every one of `num_layers` layers into one of `num_stages` stages.
+
+        Raises:
+            PartitionError: layers left out, layers that do not exist, or another number of stages.
+        """
+        sizes = [len(self.layers_of(stage)) for stage in range(self.num_stages)]
+        if self.num_stages != num_stages:
+            raise PartitionError(f"partition {sizes} has {self.num_stages} stages; the schedule has {num_stages}")
+        if self.num_layers < num_layers:
+            left = list(range(self.num_layers, num_layers))
+            raise PartitionError(f"partition {sizes} leaves out layers {left} of {num_layers}; sizes must add up to it")
+        if self.num_layers > num_layers:
+            raise PartitionError(f"partition {sizes} takes {self.num_layers} layers; the model has {num_layers}")
+        return self

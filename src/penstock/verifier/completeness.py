@@ -1,0 +1,131 @@
+"""Every op exactly once, on the rank that holds its stage."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from penstock.errors import VerificationError
+from penstock.ir.ops import Op, OpKind
+from penstock.ir.program import Program
+from penstock.ir.schedule import Schedule, WeightRule
+
+_SHOWN = 6
+_SYNCHRONOUS = frozenset({WeightRule.FLUSH, WeightRule.FROZEN})
+_SPLIT = (OpKind.I, OpKind.W)
+
+
+def check_completeness(schedule: Schedule) -> None:
+    """Refuses a schedule in which an op is missing, doubled, misplaced or of a kind its weight rule forbids.
+
+    Each microbatch belongs to one replica and has there, on every stage, one F and either one B or one I with
+    one W; with frozen weights one F only.
+
+    Raises:
+        VerificationError: naming each op with its rank and position.
+    """
+    problems = _misplaced(schedule) + _doubled(schedule) + _forbidden(schedule) + _missing(schedule)
+    if problems:
+        more = [f"… and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise VerificationError("\n".join([f"{schedule.name} is not complete:", *problems[:_SHOWN], *more]))
+
+
+def check_order(program: Program) -> None:
+    """Refuses a program whose compute ops are not those of its schedule, in the same order.
+
+    Raises:
+        VerificationError: the first rank and position at which they differ.
+    """
+    kinds = {OpKind.F, OpKind.B, OpKind.I, OpKind.W, OpKind.S}
+    for rank, (entries, ops) in enumerate(zip(program.ranks, program.schedule.ranks, strict=True)):
+        kept = [entry for entry in entries if entry.kind in kinds]
+        if tuple(kept) != ops:
+            at = next((i for i, pair in enumerate(zip(kept, ops, strict=False)) if pair[0] != pair[1]), None)
+            at = min(len(kept), len(ops)) if at is None else at
+            raise VerificationError(
+                f"the program of rank {rank} leaves its schedule at compute op {at}: "
+                f"{_at(kept, at)} instead of {_at(ops, at)}"
+            )
+
+
+def _at(ops: object, index: int) -> str:
+    return str(ops[index]) if index < len(ops) else "nothing"  # type: ignore[index, arg-type]
+
+
+def _misplaced(schedule: Schedule) -> list[str]:
+    problems = []
+    for rank, position, op in schedule.ops():
+        where = f"  rank {rank} position {position}: {op}"
+        if not (0 <= op.stage < schedule.num_stages and 0 <= op.replica < schedule.placement.num_replicas):
+            problems.append(f"{where} is outside the placement's {schedule.num_stages} stages")
+        elif not 0 <= op.microbatch < schedule.num_microbatches:
+            problems.append(f"{where} is outside the {schedule.num_microbatches} microbatches")
+        elif schedule.placement.rank_of(op.stage, op.replica) != rank:
+            owner = schedule.placement.rank_of(op.stage, op.replica)
+            problems.append(f"{where} belongs on rank {owner}, which holds stage {op.stage}")
+    return problems
+
+
+def _doubled(schedule: Schedule) -> list[str]:
+    first: dict[Op, tuple[int, int]] = {}
+    problems = []
+    for rank, position, op in schedule.ops():
+        before = first.setdefault(op, (rank, position))
+        if before != (rank, position):
+            problems.append(
+                f"  rank {rank} position {position}: {op} is doubled; it already ran on rank {before[0]} "
+                f"position {before[1]}"
+            )
+    return problems
+
+
+def _forbidden(schedule: Schedule) -> list[str]:
+    rule = schedule.weight_rule
+    forbidden = {OpKind.S} if rule in _SYNCHRONOUS else set()
+    if rule is WeightRule.FROZEN:
+        forbidden = {OpKind.B, OpKind.I, OpKind.W, OpKind.S}
+    return [
+        f"  rank {rank} position {position}: {op} may not occur under weight rule {rule.value}"
+        for rank, position, op in schedule.ops()
+        if op.kind in forbidden
+    ]
+
+
+def _missing(schedule: Schedule) -> list[str]:
+    present = {op for _, _, op in schedule.ops()}
+    replica_of = _replicas(schedule)
+    problems = []
+    for microbatch in range(schedule.num_microbatches):
+        if microbatch not in replica_of:
+            problems.append(f"  microbatch {microbatch} has no op at all")
+            continue
+        replica = replica_of[microbatch]
+        for stage in range(schedule.num_stages):
+            rank = schedule.placement.rank_of(stage, replica)
+            problems += [
+                f"  rank {rank}: {Op(kind, stage, microbatch, replica)} {what}"
+                for kind, what in _faults(stage, microbatch, replica, present, schedule.weight_rule)
+            ]
+    return problems
+
+
+def _replicas(schedule: Schedule) -> dict[int, int]:
+    """Returns the replica to which each microbatch belongs: the one that holds most of its ops."""
+    counts: dict[int, Counter[int]] = {}
+    for _, _, op in schedule.ops():
+        counts.setdefault(op.microbatch, Counter())[op.replica] += 1
+    return {microbatch: count.most_common(1)[0][0] for microbatch, count in counts.items()}
+
+
+def _faults(
+    stage: int, microbatch: int, replica: int, present: set[Op], rule: WeightRule
+) -> list[tuple[OpKind, str]]:
+    """Returns the kinds that are missing, or present beside their alternative, for one stage and microbatch."""
+    has = {kind: Op(kind, stage, microbatch, replica) in present for kind in OpKind if kind <= OpKind.W}
+    faults = [] if has[OpKind.F] else [(OpKind.F, "is missing")]
+    if rule is WeightRule.FROZEN:
+        return faults
+    if has[OpKind.B]:
+        return faults + [(kind, "is there beside the full backward B") for kind in _SPLIT if has[kind]]
+    if not any(has[kind] for kind in _SPLIT):
+        return [*faults, (OpKind.B, "is missing")]
+    return faults + [(kind, "is missing") for kind in _SPLIT if not has[kind]]

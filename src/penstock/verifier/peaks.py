@@ -1,0 +1,74 @@
+"""How much each rank holds at most: activations, deferred weight gradients, receive buffers."""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from penstock.ir.ops import BACKWARD, COMPUTE, RECEIVES, Channel, Op, OpKind, Transfer
+from penstock.ir.program import Instruction, Program
+
+
+def peak_activations(ops: Iterable[Op]) -> int:
+    """Returns the most microbatches of one chunk held between F and B or I; 0 where nothing is kept."""
+    ops = tuple(ops)
+    if not any(op.kind in BACKWARD for op in ops):
+        return 0
+    return _peak((+1 if op.kind == OpKind.F else -1 if op.kind in BACKWARD else 0) for op in ops)
+
+
+def peak_deferred(ops: Iterable[Op]) -> int:
+    """Returns the most microbatches of one chunk held between I and W."""
+    return _peak((+1 if op.kind == OpKind.I else -1 if op.kind == OpKind.W else 0) for op in ops)
+
+
+def _peak(steps: Iterable[int]) -> int:
+    held = peak = 0
+    for step in steps:
+        held += step
+        peak = max(peak, held)
+    return peak
+
+
+@dataclass
+class Slots:
+    """The receive ring of one channel.
+
+    Attributes:
+        capacity: how many buffers are in use at once, at most.
+        slot: position of each RECV in its rank's program -> the buffer it receives into.
+    """
+
+    capacity: int = 0
+    slot: dict[int, int] = field(default_factory=dict)
+
+
+def receive_slots(program: Program) -> dict[Channel, Slots]:
+    """Returns for every channel its ring: each receive gets the lowest buffer free when it is posted.
+
+    A buffer is taken from the post until the last op of its stage and microbatch on that rank has run: a
+    forward's input is kept for the backward, an output gradient for the weight gradient.
+    """
+    rings: dict[Channel, Slots] = defaultdict(Slots)
+    for entries in program.ranks:
+        _assign(entries, rings)
+    return dict(rings)
+
+
+def _assign(entries: tuple[Instruction, ...], rings: dict[Channel, Slots]) -> None:
+    last = {entry[1:4]: position for position, entry in enumerate(entries) if entry.kind in COMPUTE}
+    free: dict[Channel, list[int]] = defaultdict(list)
+    release: dict[int, list[tuple[Channel, int]]] = defaultdict(list)
+    for position, entry in enumerate(entries):
+        if isinstance(entry, Transfer) and entry.kind in RECEIVES:
+            ring = rings[entry.channel]
+            if free[entry.channel]:
+                slot = heapq.heappop(free[entry.channel])
+            else:
+                slot, ring.capacity = ring.capacity, ring.capacity + 1
+            ring.slot[position] = slot
+            release[last.get(entry[1:4], len(entries))].append((entry.channel, slot))
+        for channel, slot in release.pop(position, ()):
+            heapq.heappush(free[channel], slot)

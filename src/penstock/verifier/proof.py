@@ -1,0 +1,57 @@
+"""verify: a proof that a program runs correctly, or a refusal that shows why not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from penstock.ir.ops import Channel
+from penstock.ir.program import Program
+from penstock.ir.schedule import Schedule
+from penstock.lowering import lower
+from penstock.verifier.completeness import check_completeness, check_order
+from penstock.verifier.messages import check_messages
+from penstock.verifier.peaks import peak_activations, peak_deferred, receive_slots
+from penstock.verifier.progress import check_progress
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What holds for a verified program.
+
+    Attributes:
+        program: the program that was proven; what the runtime executes.
+        peak_activations: per rank the most (stage, microbatch) pairs between F and B or I.
+        peak_deferred: per rank the most pairs between I and W.
+        receive_slots: per channel how many receive buffers its ring needs.
+    """
+
+    program: Program
+    peak_activations: tuple[int, ...]
+    peak_deferred: tuple[int, ...]
+    receive_slots: tuple[tuple[Channel, int], ...]
+
+
+def verify(subject: Schedule | Program) -> Proof:
+    """Returns the proof that `subject` runs to its end and computes what it should.
+
+    A schedule is lowered first. Proven, in this order: every op occurs exactly once, on the rank that holds its
+    stage; lowering kept the order; sends and receives match one to one, in the same order, on every channel;
+    every op finds what it consumes, and all ranks reach their end under rendezvous semantics, in which a send
+    blocks until its receive is posted (so they do under any buffering).
+
+    Raises:
+        VerificationError: with the counter-example: the missing or doubled op, the message without a partner,
+            or the cycle of ops that wait for one another, with ranks and positions.
+    """
+    program = lower(subject) if isinstance(subject, Schedule) else subject
+    check_completeness(program.schedule)
+    check_order(program)
+    check_messages(program)
+    check_progress(program)
+    schedule = program.schedule
+    return Proof(
+        program,
+        tuple(peak_activations(ops) for ops in schedule.ranks),
+        tuple(peak_deferred(ops) for ops in schedule.ranks),
+        tuple((channel, slots.capacity) for channel, slots in sorted(receive_slots(program).items())),
+    )
