@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 from penstock.errors import UserError
 
@@ -54,17 +55,31 @@ class Cluster:
 
     def __post_init__(self) -> None:
         if not self.devices or not self.levels:
-            raise UserError("a cluster has at least one device and one level of links; see Cluster.uniform")
+            raise UserError(
+                f"a cluster of {len(self.devices)} devices and {len(self.levels)} levels of links; it has at "
+                "least one of each, e.g. Cluster.uniform(4)"
+            )
         for device in self.devices:
-            if not device.speed > 0:
-                raise UserError(f"device speed={device.speed}; use a number above 0, 1 for the measured device")
+            if not (_is_number(device.speed) and device.speed > 0):
+                raise UserError(
+                    f"device speed={device.speed!r}; use a number above 0, 1 for the measured device"
+                )
         for size, link in self.levels:
-            if size < 1 or not link.latency_seconds >= 0 or not link.bytes_per_second > 0:
-                raise UserError(f"level {size}, {link}: groups hold a rank or more, latency ≥ 0, bandwidth > 0")
+            numbers = _is_number(link.latency_seconds) and _is_number(link.bytes_per_second)
+            if not numbers or size < 1 or not link.latency_seconds >= 0 or not link.bytes_per_second > 0:
+                raise UserError(
+                    f"level {size}, {link}: groups hold a rank or more, latency ≥ 0, bandwidth > 0"
+                )
 
     @staticmethod
     def uniform(num_ranks: int, *, latency_seconds: float = 0, bytes_per_second: float = math.inf) -> Cluster:
-        """Returns equal devices, every pair joined by an equal link of its own."""
+        """Returns equal devices, every pair joined by an equal link of its own.
+
+        Raises:
+            UserError: `num_ranks` is not a whole number of at least 1.
+        """
+        if isinstance(num_ranks, bool) or not isinstance(num_ranks, int) or num_ranks < 1:
+            raise UserError(f"num_ranks={num_ranks!r}; a cluster has a whole number of ranks, e.g. 4")
         return Cluster((Device(),) * num_ranks, ((num_ranks, Link(latency_seconds, bytes_per_second)),))
 
     def link(self, source: int, target: int) -> Link:
@@ -73,3 +88,7 @@ class Cluster:
             if source // size == target // size:
                 return link
         return self.levels[-1][1]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
+from operator import add
 
 from penstock.errors import UserError
 from penstock.ir.ops import OpKind
@@ -52,14 +53,19 @@ class StageCosts:
         lengths = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Sequence):
+            if value is None and field.name == "backward":
+                continue
+            if isinstance(value, Sequence) and not isinstance(value, str | bytes):
                 object.__setattr__(self, field.name, tuple(value))
                 lengths[field.name] = len(value)
-            for number in value if isinstance(value, Sequence) else (value,):
-                if number is not None:
+                for number in value:
                     _check(field.name, number)
+            else:
+                _check(field.name, value)
         if len(set(lengths.values())) > 1:
-            raise UserError(f"costs are given for different numbers of stages: {lengths}; give one number a stage")
+            raise UserError(
+                f"costs are given for different numbers of stages: {lengths}; give one number a stage"
+            )
 
     def per_stage(self, field: str, num_stages: int) -> tuple[float, ...]:
         """Returns the named cost of each of `num_stages` stages.
@@ -69,12 +75,15 @@ class StageCosts:
         """
         value = getattr(self, field)
         if value is None:
-            pairs = zip(self.per_stage("input_grad", num_stages), self.per_stage("weight_grad", num_stages), strict=True)
-            return tuple(input_grad + weight_grad for input_grad, weight_grad in pairs)
+            input_grad = self.per_stage("input_grad", num_stages)
+            weight_grad = self.per_stage("weight_grad", num_stages)
+            return tuple(map(add, input_grad, weight_grad))
         if not isinstance(value, tuple):
             return (value,) * num_stages
         if len(value) != num_stages:
-            raise UserError(f"{field} has {len(value)} values for {num_stages} stages; give one number a stage")
+            raise UserError(
+                f"{field} has {len(value)} values for {num_stages} stages; give one number a stage"
+            )
         return value
 
     def seconds(self, num_stages: int) -> dict[OpKind, tuple[float, ...]]:

@@ -64,5 +64,6 @@ class RankFailedError(PenstockError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns ` Did you mean "…"?` for a near miss among `known`, else an empty string."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f' Did you mean "{matches[0]}"?' if matches else ""
+    spelled = {candidate.casefold(): candidate for candidate in known}
+    matches = difflib.get_close_matches(name.casefold(), list(spelled), n=1, cutoff=0.6)
+    return f' Did you mean "{spelled[matches[0]]}"?' if matches else ""

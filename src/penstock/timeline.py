@@ -54,9 +54,9 @@ class Shares(NamedTuple):
 class Timeline:
     """Spans of compute with waits and transfers apart.
 
-    The step is measured from time 0 to the last end: the *flush makespan*. `per_rank_span` is the other measure
-    in use (Qi et al. 2024): the longest time from a rank's first start to its last end, which presumes that no
-    barrier precedes the optimizer.
+    The step is measured from time 0 to the last end: the *flush makespan*. `per_rank_span` is the other
+    measure in use (Qi et al. 2024): the longest time from a rank's first start to its last end, which presumes
+    that no barrier precedes the optimizer.
 
     Attributes:
         num_ranks: p.

@@ -93,7 +93,7 @@ def read_manifest(path: Path) -> Manifest:
         )
     if header.version > VERSION:
         raise CheckpointError(
-            f"{file} has format version {header.version}, this penstock reads up to {VERSION}; upgrade penstock"
+            f"{file} has format version {header.version}, this penstock reads up to {VERSION}; upgrade"
         )
     try:
         manifest = msgspec.json.decode(content, type=Manifest)
@@ -115,7 +115,7 @@ def check_sizes(path: Path, files: Iterable[ShardFile]) -> None:
             raise CheckpointError(f"{file} is missing; restore it or use another checkpoint")
         if file.stat().st_size != entry.bytes:
             raise CheckpointError(
-                f"{file} has {file.stat().st_size} bytes instead of {entry.bytes}: it was cut short or replaced; "
+                f"{file} has {file.stat().st_size} bytes instead of {entry.bytes}: cut short or replaced; "
                 "use another checkpoint"
             )
 
@@ -148,7 +148,7 @@ def _read(file: Path, *, checkpoint: Path) -> bytes:
         if not checkpoint.exists():
             raise CheckpointError(f"checkpoint {checkpoint} does not exist; check the path") from error
         raise CheckpointError(
-            f"{checkpoint} is not a complete checkpoint: it has no {MANIFEST}; name a step-… directory that has one"
+            f"{checkpoint} is not a complete checkpoint: it has no {MANIFEST}; name a directory that has one"
         ) from error
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {error.strerror}; check its permissions") from error

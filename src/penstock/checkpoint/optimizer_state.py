@@ -36,8 +36,8 @@ def optimizer_tensors(optimizer: Optimizer, names: Mapping[Parameter, str]) -> d
                 tensors[f"{_NUMBER}/{key}/{name}"] = torch.tensor(value, dtype=_number_type(value))
             elif value is not None:
                 raise CheckpointError(
-                    f'optimizer state "{key}" of "{name}" is a {type(value).__name__}; only tensors and numbers '
-                    "can be saved, use an optimizer that keeps these"
+                    f'optimizer state "{key}" of "{name}" is a {type(value).__name__}; only tensors '
+                    "and numbers can be saved, use an optimizer that keeps these"
                 )
     return tensors
 
@@ -86,8 +86,8 @@ def restore_settings(optimizer: Optimizer, settings: list[dict[str, Any]]) -> No
     """
     if len(settings) != len(optimizer.param_groups):
         raise CheckpointError(
-            f"the checkpoint has {len(settings)} parameter groups, this optimizer {len(optimizer.param_groups)}; "
-            "resume with the optimizer that was saved"
+            f"the checkpoint has {len(settings)} parameter groups, "
+            f"this optimizer {len(optimizer.param_groups)}; resume with the optimizer that was saved"
         )
     for group, saved in zip(optimizer.param_groups, settings, strict=True):
         for key, value in saved.items():

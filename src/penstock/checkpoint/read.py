@@ -35,7 +35,7 @@ def load(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def names_for(manifest: Manifest, model_names: Iterable[str]) -> list[str]:
-    """Returns the stored names that belong to these parameters and buffers: their values and optimizer states.
+    """Returns the stored names that belong to these parameters and buffers: values and optimizer states.
 
     A stored name is `model/NAME`, or `optimizer/STATE/NAME` and `optimizer_number/STATE/NAME`.
     """
@@ -55,8 +55,9 @@ def check_fits(path: Path, manifest: Manifest, *, expected: Mapping[str, Tensor]
         wanted, found = entry_of(tensor), stored[name]
         if wanted != found:
             raise CheckpointError(
-                f'"{name}" is {found.dtype} {list(found.shape)} in {path} and {wanted.dtype} {list(wanted.shape)} in '
-                "this model; resume with the model that was saved, or start anew"
+                f'"{name}" is {found.dtype} {list(found.shape)} in {path} '
+                f"and {wanted.dtype} {list(wanted.shape)} in this model; "
+                "resume with the model that was saved, or start anew"
             )
 
 

@@ -34,7 +34,10 @@ def entry_of(tensor: Tensor) -> TensorEntry:
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> ShardFile:
     """Returns the manifest's row for the file it has written and synced."""
-    save_file(_own_storage(tensors), path)
+    try:
+        save_file(_own_storage(tensors), path)
+    except SafetensorError as error:
+        raise CheckpointError(f"cannot write {path}: {error}") from error
     with path.open("r+b") as file:
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -50,7 +53,7 @@ def read_shard(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            # Cloned, because the tensors would else be views of the mapped file, which a later save may delete.
+            # Cloned, because the tensors may be views of the mapped file, which a later save may delete.
             return {name: file.get_tensor(name).clone() for name in names}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"cannot read {path}: {error}; use another checkpoint") from error

@@ -97,7 +97,7 @@ def _prepare(root: Path, directory: Path) -> _Report:
 def _write(path: Path, shard: Shard) -> _Report:
     if not path.parent.is_dir():
         raise CheckpointError(
-            f"does not see the directory {path.parent} that rank 0 made; save to a file system that all hosts share"
+            f"does not see {path.parent}, which rank 0 made; use a file system that all hosts share"
         )
     return _Report(file=write_shard(path, shard.tensors), plan=shard.plan)
 
@@ -123,7 +123,7 @@ def _check_once(files: tuple[ShardFile, ...]) -> None:
 
 
 def _attempt(rank: int, work: Callable[[], _Report]) -> _Report:
-    """Returns the work's report, or a report of its failure: no exception may keep a rank from the exchange."""
+    """Returns the report of the work or of its failure: no exception may keep a rank from the exchange."""
     try:
         return work()
     except CheckpointError as error:
@@ -142,7 +142,7 @@ def _agree(exchange: Exchange, step: int, report: _Report) -> list[_Report]:
     errors = [report.error for report in reports if report.error]
     if errors:
         raise CheckpointError(
-            f"the checkpoint of step {step} was not saved: {'; '.join(errors)}. Earlier checkpoints are intact; "
-            "make room or choose another output directory, then save again"
+            f"the checkpoint of step {step} was not saved: {'; '.join(errors)}. "
+            "Earlier checkpoints are intact; make room or choose another output directory, then save again"
         )
     return reports

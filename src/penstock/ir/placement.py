@@ -27,11 +27,14 @@ class Placement:
             raise ScheduleError("placement is empty; it needs a rank for at least one stage, e.g. ((0,),)")
         if len({len(row) for row in self.table}) != 1:
             lengths = [len(row) for row in self.table]
-            raise ScheduleError(f"placement has replicas of {lengths} stages; all replicas hold the same stages")
+            raise ScheduleError(
+                f"placement has replicas of {lengths} stages; all replicas hold the same stages"
+            )
         used = {rank for row in self.table for rank in row}
         if used != set(range(len(used))):
             raise ScheduleError(
-                f"placement uses ranks {sorted(used)}; ranks count from 0 without a gap and each holds a stage"
+                f"placement uses ranks {sorted(used)}; ranks count from 0 without a gap and each holds a "
+                f"stage, here {list(range(len(used)))}"
             )
 
     @staticmethod

@@ -26,7 +26,7 @@ class Schedule:
     """Who does what in which order: a value that can be compared, hashed, printed, saved and executed.
 
     Attributes:
-        name: how it is called in tables and errors.
+        name: how it is called in tables and errors; words parted by single spaces.
         placement: stage -> rank, per replica.
         num_microbatches: m, over all replicas.
         ranks: per rank its compute ops (`F B I W S`) in order.
@@ -43,18 +43,21 @@ class Schedule:
     weight_rule: WeightRule = WeightRule.FLUSH
 
     def __post_init__(self) -> None:
+        if not self.name or " ".join(self.name.split()) != self.name:
+            raise ScheduleError(f"schedule name {self.name!r}; use words parted by single spaces, e.g. gpipe")
         if self.num_microbatches < 1:
             raise ScheduleError(f"num_microbatches={self.num_microbatches}; use at least 1")
         if len(self.ranks) != self.placement.num_ranks:
             raise ScheduleError(
-                f"{self.name} has ops for {len(self.ranks)} ranks but places stages on {self.placement.num_ranks}"
+                f"{self.name} has ops for {len(self.ranks)} ranks but places stages on "
+                f"{self.placement.num_ranks}; give one row of ops a rank"
             )
         for rank, ops in enumerate(self.ranks):
             foreign = next((op for op in ops if op.kind not in COMPUTE), None)
             if foreign is not None:
                 raise ScheduleError(
-                    f"rank {rank} of {self.name} holds {foreign}; a schedule holds compute ops only (F, B, I, W, "
-                    "S); penstock.lower adds communication"
+                    f"rank {rank} of {self.name} holds {foreign}; a schedule holds compute ops only "
+                    "(F, B, I, W, S); penstock.lower adds communication"
                 )
 
     @property

@@ -7,7 +7,8 @@
    all ranks under rendezvous semantics (a send ends when its receive is posted): when nobody can go on,
    every blocked sender gets its receive posted where the receiver stands. So a schedule without a cycle
    never deadlocks, whether the transport buffers or not.
-4. REDUCE_GRAD follows the last op that adds to its stage's gradients.
+4. REDUCE_GRAD follows the last op that adds to its stage's gradients. Where a direction has no microbatch
+   that trains, it ends the rank's program: the stage's other owners still sum with this one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 from penstock.ir.dependencies import TRAVELS, Value, consumed, message, produced
 from penstock.ir.ops import NO_MICROBATCH, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Instruction, Program
-from penstock.ir.schedule import Schedule
+from penstock.ir.schedule import Schedule, WeightRule
 from penstock.lowering.posting import Incoming, post_receives
 
 _ADDS_GRADIENT = frozenset({OpKind.B, OpKind.W})
@@ -33,9 +34,7 @@ def lower(schedule: Schedule, *, reduce_gradients: bool = False) -> Program:
             directions always have it, between the owners of a stage.
     """
     makers = _makers(schedule)
-    takers = {
-        value: rank for rank, _, op in schedule.ops() for value in consumed(op, schedule.num_stages)
-    }
+    takers = {value: rank for rank, _, op in schedule.ops() for value in consumed(op, schedule.num_stages)}
     reduce_gradients = reduce_gradients or schedule.placement.num_replicas > 1
     sending: list[list[Instruction]] = []
     for rank, ops in enumerate(schedule.ranks):
@@ -46,18 +45,16 @@ def lower(schedule: Schedule, *, reduce_gradients: bool = False) -> Program:
             entries.extend(_sends(op, rank, takers))
             if last_use.get((op.stage, op.replica)) == position:
                 entries.append(Op(OpKind.REDUCE_GRAD, op.stage, NO_MICROBATCH, op.replica))
+        if reduce_gradients and schedule.weight_rule is not WeightRule.FROZEN:
+            held = (key for key in _held(schedule, rank) if key not in last_use)
+            entries.extend(Op(OpKind.REDUCE_GRAD, stage, NO_MICROBATCH, replica) for stage, replica in held)
         sending.append(entries)
     incoming = [_incoming(schedule, rank, makers, sending) for rank in range(schedule.num_ranks)]
     return Program(schedule, post_receives(schedule.num_stages, sending, incoming))
 
 
 def _makers(schedule: Schedule) -> dict[Value, int]:
-    return {
-        value: rank
-        for rank, _, op in schedule.ops()
-        for value in produced(op)
-        if value.kind in TRAVELS
-    }
+    return {value: rank for rank, _, op in schedule.ops() for value in produced(op) if value.kind in TRAVELS}
 
 
 def _sends(op: Op, rank: int, takers: dict[Value, int]) -> list[Instruction]:
@@ -79,7 +76,7 @@ def _incoming(
         for value in consumed(op, schedule.num_stages):
             if value.kind not in TRAVELS:
                 continue
-            maker = makers.get(value, _placed_maker(schedule, value))
+            maker = makers[value] if value in makers else _placed_maker(schedule, value, default=rank)
             if maker != rank:
                 receive = message(value, maker=maker, taker=rank)[1]
                 wanted.setdefault(receive.channel, {})[value] = (position, receive)
@@ -100,9 +97,21 @@ def _incoming(
 _CARRIED = {send: kind for kind, (_, send, _, _) in TRAVELS.items()}
 
 
-def _placed_maker(schedule: Schedule, value: Value) -> int:
+def _placed_maker(schedule: Schedule, value: Value, *, default: int) -> int:
     """Returns the rank that should make `value`, for schedules in which nobody does."""
+    if value.replica >= schedule.placement.num_replicas:
+        return default
     return schedule.placement.rank_of(value.stage, value.replica)
+
+
+def _held(schedule: Schedule, rank: int) -> list[tuple[int, int]]:
+    """Returns `(stage, replica)` of every stage that `rank` holds."""
+    placement = schedule.placement
+    return [
+        (stage, replica)
+        for replica in range(placement.num_replicas)
+        for stage in placement.stages_of(rank, replica)
+    ]
 
 
 def _last_gradients(ops: tuple[Op, ...]) -> dict[tuple[int, int], int]:

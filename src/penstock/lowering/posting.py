@@ -1,4 +1,4 @@
-"""Where receives are posted: as early as a channel's one message ahead, earlier where a sender would block."""
+"""Where receives are posted: one message ahead on each channel, earlier where a sender would block."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from penstock.ir.dependencies import Value, carried, consumed, produced
 from penstock.ir.ops import Channel, Op, OpKind, Transfer
 from penstock.ir.program import Instruction
 
+
 @dataclass(frozen=True)
 class Incoming:
-    """The receives of one channel in the order of its sends, each with the position of the op that takes it."""
+    """The receives of one channel in the order of its sends, each with the position of its taker."""
 
     channel: Channel
     receives: tuple[tuple[int, Transfer], ...]
@@ -36,7 +37,9 @@ class _Walk:
         self, num_stages: int, sending: list[list[Instruction]], incoming: list[list[Incoming]]
     ) -> None:
         self.num_stages = num_stages
-        self.unposted = {lane.channel: deque(receive for _, receive in lane.receives) for row in incoming for lane in row}
+        self.unposted = {
+            lane.channel: deque(receive for _, receive in lane.receives) for row in incoming for lane in row
+        }
         self.posted = dict.fromkeys(self.unposted, 0)
         self.sent = dict.fromkeys(self.unposted, 0)
         self.arrived: set[Value] = set()
@@ -84,9 +87,8 @@ class _Walk:
     def ready(self, rank: _Rank, op: Op) -> bool:
         if op.kind == OpKind.REDUCE_GRAD:
             return True
-        return all(
-            value in (self.arrived if value in self.taken else rank.own) for value in consumed(op, self.num_stages)
-        )
+        needs = consumed(op, self.num_stages)
+        return all(value in (self.arrived if value in self.taken else rank.own) for value in needs)
 
     def post_due(self, rank: _Rank) -> list[int]:
         """Posts the receives due before the op that `rank` is at; returns the ranks that send them."""

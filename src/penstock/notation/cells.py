@@ -19,11 +19,14 @@ def parse_op(text: str, *, rank: int, placement: Placement) -> Op:
     """
     match = _CELL.fullmatch(text)
     if match is None or match["kind"] not in OpKind.__members__ or OpKind[match["kind"]] not in COMPUTE:
-        raise NotationError(f'rank {rank}: "{text}" is not an op; write stage, kind, microbatch, e.g. 0F3 or 1B0')
+        raise NotationError(
+            f'rank {rank}: "{text}" is not an op; write stage, kind, microbatch, e.g. 0F3 or 1B0'
+        )
     replica = int(match["replica"] or 0)
     if replica >= placement.num_replicas:
         raise NotationError(f'rank {rank}: "{text}" names replica {replica} of {placement.num_replicas}')
-    stage = int(match["stage"]) if match["stage"] else _only_stage(text, rank, placement.stages_of(rank, replica))
+    held = placement.stages_of(rank, replica)
+    stage = int(match["stage"]) if match["stage"] else _only_stage(text, rank, held)
     if stage >= placement.num_stages:
         raise NotationError(f'rank {rank}: "{text}" names stage {stage} of {placement.num_stages}')
     return Op(OpKind[match["kind"]], stage, int(match["microbatch"]), replica)
@@ -40,5 +43,7 @@ def cell(op: Op, *, placement: Placement, rank: int) -> str:
 def _only_stage(text: str, rank: int, stages: tuple[int, ...]) -> int:
     if len(stages) != 1:
         held = ", ".join(map(str, stages)) or "none"
-        raise NotationError(f'rank {rank}: "{text}" has no stage and the rank holds {held}; write e.g. 0{text}')
+        raise NotationError(
+            f'rank {rank}: "{text}" has no stage and the rank holds {held}; write e.g. 0{text}'
+        )
     return stages[0]

@@ -2,6 +2,8 @@
 
     {"format": "penstock.schedule", "version": 1, "name": "gpipe", "num_microbatches": 1,
      "weight_rule": "flush", "placement": [[0, 1]], "ranks": [["0F0", "0B0"], ["1F0", "1B0"]]}
+
+`placement` has one row a replica, `ranks` one row a rank.
 """
 
 from __future__ import annotations
@@ -53,14 +55,17 @@ def schedule_from_json(text: str | bytes) -> Schedule:
     """Returns the schedule written in `text`; the inverse of `schedule_to_json`.
 
     Raises:
-        NotationError: not JSON, another format, a newer version, or a field that does not fit, with its place.
+        NotationError: not JSON, another format, another version, or a field that does not fit, and where.
     """
     try:
         heading = msgspec.json.decode(text, type=_Heading)
         if heading.format != FORMAT:
             raise NotationError(f'the file says format "{heading.format}"; a schedule says "{FORMAT}"')
         if heading.version != VERSION:
-            raise NotationError(f"the file has version {heading.version}; this penstock reads version {VERSION}")
+            raise NotationError(
+                f"the file has version {heading.version}; this penstock reads version {VERSION}; write it "
+                "again with this penstock, or read it with the one that wrote it"
+            )
         file = msgspec.json.decode(text, type=_File)
         placement = Placement.replicas(*file.placement)
         ranks = tuple(
@@ -68,7 +73,7 @@ def schedule_from_json(text: str | bytes) -> Schedule:
             for rank, cells in enumerate(file.ranks)
         )
         return Schedule(file.name, placement, file.num_microbatches, ranks, file.weight_rule)
-    except (msgspec.DecodeError, ScheduleError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError, ScheduleError) as error:
         raise NotationError(f"not a schedule file: {error}") from None
 
 

@@ -5,8 +5,8 @@
     rank 1: .  F0 F1 .  B0 F2 B1 .  B2 .
     rank 2: .  .  F0 B0 F1 B1 F2 B2 .  .
 
-Every op takes one slot here and starts as soon as what it needs exists; a `.` is an idle slot and carries no
-meaning when the grid is read back.
+Every op takes one slot here and starts as soon as what it needs exists; a `.` is an idle slot and carries
+no meaning when the grid is read back.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ _HEADER = ("p", "m", "weights", "placement")
 
 
 def draw_grid(schedule: Schedule) -> str:
-    """Returns the grid of `schedule`; an order that cannot run is drawn as far as it goes, then without gaps."""
+    """Returns the grid of `schedule`.
+
+    An order that cannot run is drawn as far as it goes, then without gaps.
+    """
     rows = slots(schedule)
     placement = schedule.placement
     cells: list[dict[int, str]] = [
@@ -41,7 +44,7 @@ def draw_grid(schedule: Schedule) -> str:
 
 
 def slots(schedule: Schedule) -> list[list[int]]:
-    """Returns per rank the slot of each op when every op takes one slot and none waits longer than it must."""
+    """Returns per rank the slot of each op, when each takes one slot and none waits longer than it must."""
     done: dict[Value, int] = {}
     rows: list[list[int]] = [[] for _ in schedule.ranks]
     moved = True
@@ -74,19 +77,23 @@ def parse_grid(text: str) -> Schedule:
     if len(lines) < 2:
         raise NotationError("a grid has a header line and one line a rank; see penstock.notation.grid")
     name, fields = _parse_header(lines[0])
+    if fields["weights"] not in set(WeightRule):
+        raise NotationError(f"header: weights={fields['weights']}; use one of {', '.join(WeightRule)}")
     try:
-        placement = Placement.replicas(*(map(int, row.split(",")) for row in fields["placement"].split("/")))
+        rows = [[int(rank) for rank in row.split(",")] for row in fields["placement"].split("/")]
         microbatches, num_ranks = int(fields["m"]), int(fields["p"])
     except ValueError as error:
         raise NotationError(f"header: {error}; write numbers, e.g. p=2 m=4 placement=0,1") from None
-    if not num_ranks == placement.num_ranks == len(lines) - 1:
-        raise NotationError(
-            f"header says p={num_ranks} and places stages on {placement.num_ranks} ranks; {len(lines) - 1} rows follow"
-        )
-    ranks = tuple(_parse_row(line, rank, placement) for rank, line in enumerate(lines[1:]))
     try:
+        placement = Placement.replicas(*rows)
+        if not num_ranks == placement.num_ranks == len(lines) - 1:
+            raise NotationError(
+                f"header: p={num_ranks} and stages on {placement.num_ranks} ranks, but {len(lines) - 1} rows "
+                "follow; write one row a rank"
+            )
+        ranks = tuple(_parse_row(line, rank, placement) for rank, line in enumerate(lines[1:]))
         return Schedule(name, placement, microbatches, ranks, WeightRule(fields["weights"]))
-    except (ScheduleError, ValueError) as error:
+    except ScheduleError as error:
         raise NotationError(f"header: {error}") from None
 
 
@@ -99,11 +106,12 @@ def _header(schedule: Schedule) -> str:
 
 
 def _parse_header(line: str) -> tuple[str, dict[str, str]]:
-    name, *pairs = line.split()
+    name, *pairs = line.rsplit(maxsplit=len(_HEADER))  # from the right: a name may have spaces
     fields = dict(pair.partition("=")[::2] for pair in pairs)
     for key in fields:
         if key not in _HEADER:
-            raise NotationError(f'header: unknown field "{key}".{nearest(key, _HEADER)} Known: {", ".join(_HEADER)}')
+            known = ", ".join(_HEADER)
+            raise NotationError(f'header: unknown field "{key}".{nearest(key, _HEADER)} Known: {known}')
     missing = [key for key in _HEADER if key not in fields]
     if missing:
         raise NotationError(f"header: {', '.join(missing)} missing; write e.g. {_header_example(name)}")

@@ -23,22 +23,32 @@ class Partition:
     boundaries: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in self.boundaries):
+            raise PartitionError(f"partition {self.boundaries}: layers are whole numbers, e.g. (0, 3, 6)")
         if len(self.boundaries) < 2 or self.boundaries[0] != 0:
-            raise PartitionError(f"partition {self.boundaries} does not start at layer 0; write e.g. (0, 3, 6)")
+            raise PartitionError(
+                f"partition {self.boundaries} does not run from layer 0 to the last; write e.g. (0, 3, 6)"
+            )
         for stage, (first, last) in enumerate(pairwise(self.boundaries)):
             if last <= first:
-                raise PartitionError(f"partition {self.boundaries} leaves stage {stage} without layers")
+                raise PartitionError(
+                    f"partition {self.boundaries} leaves stage {stage} without layers: it would hold "
+                    f"{last - first}; give every stage one or more"
+                )
 
     @staticmethod
     def uniform(num_layers: int, num_stages: int) -> Partition:
         """Returns stages whose layer counts differ by at most one, the longer ones first.
 
         Raises:
-            PartitionError: more stages than layers.
+            PartitionError: no stage, or more stages than layers.
         """
+        if num_stages < 1:
+            raise PartitionError(f"num_stages={num_stages}; use at least 1")
         if num_stages > num_layers:
             raise PartitionError(
-                f"{num_layers} layers cannot fill {num_stages} stages; use at most {num_layers} stages or more layers"
+                f"{num_layers} layers cannot fill {num_stages} stages; use at most {num_layers} stages, "
+                "or more layers"
             )
         size, longer = divmod(num_layers, num_stages)
         return Partition.of_sizes([size + (stage < longer) for stage in range(num_stages)])
@@ -67,17 +77,26 @@ class Partition:
         return range(self.boundaries[stage], self.boundaries[stage + 1])
 
     def check(self, num_layers: int, num_stages: int) -> Partition:
-        """Returns this partition if it takes every one of `num_layers` layers into one of `num_stages` stages.
+        """Returns this partition if it takes each of `num_layers` layers into one of `num_stages` stages.
 
         Raises:
             PartitionError: layers left out, layers that do not exist, or another number of stages.
         """
         sizes = [len(self.layers_of(stage)) for stage in range(self.num_stages)]
         if self.num_stages != num_stages:
-            raise PartitionError(f"partition {sizes} has {self.num_stages} stages; the schedule has {num_stages}")
+            raise PartitionError(
+                f"partition {sizes} has {self.num_stages} stages; the schedule has {num_stages}, so give "
+                f"{num_stages} sizes"
+            )
         if self.num_layers < num_layers:
             left = list(range(self.num_layers, num_layers))
-            raise PartitionError(f"partition {sizes} leaves out layers {left} of {num_layers}; sizes must add up to it")
+            raise PartitionError(
+                f"partition {sizes} leaves out layers {left} of {num_layers}; sizes must add up "
+                f"to {num_layers}"
+            )
         if self.num_layers > num_layers:
-            raise PartitionError(f"partition {sizes} takes {self.num_layers} layers; the model has {num_layers}")
+            raise PartitionError(
+                f"partition {sizes} takes {self.num_layers} layers; the model has {num_layers}, and sizes "
+                "must add up to it"
+            )
         return self

@@ -23,7 +23,5 @@ def gpipe(num_ranks: int, num_microbatches: int) -> Schedule:
     """
     check_sizes("gpipe", num_ranks=num_ranks, num_microbatches=num_microbatches)
     everything = range(num_microbatches)
-    ranks = tuple(
-        (*forwards(rank, everything), *backwards(rank, everything)) for rank in range(num_ranks)
-    )
+    ranks = tuple((*forwards(rank, everything), *backwards(rank, everything)) for rank in range(num_ranks))
     return Schedule("gpipe", Placement.looped(num_ranks), num_microbatches, ranks)

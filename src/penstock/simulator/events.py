@@ -4,8 +4,11 @@ The model:
 1. A rank runs its instructions in order. Sending and posting a receive take no time on the rank.
 2. A compute op starts when the rank is free and its messages have arrived, and takes its seconds divided
    by the device's speed.
-3. A message starts when its send and its receive are posted and the directed link is free. Messages between the
-   same two ranks share that link, first ready first served. It arrives bytes/bandwidth + latency later.
+3. A message is ready when its send and its receive are posted, and starts when the directed link is free.
+   Messages between the same two ranks share that link, first ready first served. It arrives
+   bytes/bandwidth + latency later.
+4. A rank that stands still for a message waits for its sender until the message is ready; the rest, a busy
+   link included, is transfer.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import NamedTuple
 from penstock.cluster import Cluster
 from penstock.costs import StageCosts
 from penstock.errors import UserError, VerificationError
-from penstock.ir.dependencies import Value, carried, consumed
+from penstock.ir.dependencies import Value, carried, consumed, produced
 from penstock.ir.ops import COMPUTE, RECEIVES, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Program
 from penstock.ir.schedule import Schedule
@@ -36,21 +39,30 @@ def simulate(subject: Schedule | Program, costs: StageCosts, cluster: Cluster | 
 
     Raises:
         UserError: costs or a cluster of another size than the schedule.
-        VerificationError: the program deadlocks; `penstock.verify` shows the cycle.
+        VerificationError: the program cannot run to its end; `penstock.verify` shows why. What that proves
+            beyond (every op once, matching messages) is not looked at here.
     """
     program = lower(subject) if isinstance(subject, Schedule) else subject
     cluster = cluster or Cluster.uniform(program.num_ranks)
     if len(cluster.devices) != program.num_ranks:
-        raise UserError(f"the cluster has {len(cluster.devices)} devices for {program.num_ranks} ranks; give one a rank")
+        raise UserError(
+            f"the cluster has {len(cluster.devices)} devices for {program.num_ranks} ranks; give one a rank"
+        )
     return _Run(program, costs, cluster).timeline()
 
 
 class _Message(NamedTuple):
-    """A message that may start at `ready`; ties are served in the order of the channels."""
+    """A message that may start at `ready`; ties are served by channel, and in order on each."""
 
     ready: float
     channel: Channel
+    number: int
     receive: Transfer
+
+
+class _Arrival(NamedTuple):
+    ready: float
+    transmission: Transmission
 
 
 class _Run:
@@ -64,8 +76,10 @@ class _Run:
         self.unmatched_sends: dict[Channel, deque[float]] = defaultdict(deque)
         self.unmatched_receives: dict[Channel, deque[tuple[float, Transfer]]] = defaultdict(deque)
         self.link_free: dict[tuple[int, int], float] = defaultdict(int)
-        self.arrived: dict[Value, Transmission] = {}
+        self.matched: dict[Channel, int] = defaultdict(int)
+        self.arrived: dict[Value, _Arrival] = {}
         self.posted: list[set[Value]] = [set() for _ in range(program.num_ranks)]
+        self.made: list[set[Value]] = [set() for _ in range(program.num_ranks)]
         self.ready: list[_Message] = []
         self.spans: list[list[Span]] = [[] for _ in range(program.num_ranks)]
         self.waits: list[Wait] = []
@@ -77,7 +91,8 @@ class _Run:
         while self.ready:
             self.advance(self.transmit(heapq.heappop(self.ready)))
         if any(at < len(entries) for at, entries in zip(self.at, self.program.ranks, strict=True)):
-            raise VerificationError(f"{self.program.schedule.name} deadlocks; penstock.verify shows the cycle")
+            name = self.program.schedule.name
+            raise VerificationError(f"{name} cannot run to its end; penstock.verify shows why")
         spans = tuple(span for row in self.spans for span in row)
         return Timeline(
             self.program.num_ranks,
@@ -109,7 +124,9 @@ class _Run:
             sends.append(self.clock[rank])
         if sends and receives:
             posted, receive = receives.popleft()
-            heapq.heappush(self.ready, _Message(max(sends.popleft(), posted), channel, receive))
+            ready = max(sends.popleft(), posted)
+            heapq.heappush(self.ready, _Message(ready, channel, self.matched[channel], receive))
+            self.matched[channel] += 1
 
     def transmit(self, message: _Message) -> int:
         """Lets a ready message travel; returns the rank that receives it."""
@@ -123,24 +140,28 @@ class _Run:
         kind = OpKind.F if message.receive.kind == OpKind.RECV_F else OpKind.B
         op = Op(kind, *message.receive[1:4])
         transmission = Transmission(channel, op, start, free + link.latency_seconds)
-        self.arrived[value] = transmission
+        self.arrived[value] = _Arrival(message.ready, transmission)
         self.transmissions.append(transmission)
         return channel.target
 
     def compute(self, rank: int, op: Op) -> bool:
-        """Runs `op` if its messages have arrived; returns whether it ran."""
+        """Runs `op` if its messages have arrived and its rank has made the rest; returns whether it ran."""
         clock = start = self.clock[rank]
-        last: Transmission | None = None
+        last: _Arrival | None = None
         for value in consumed(op, self.program.schedule.num_stages) if op.kind in COMPUTE else ():
             if value not in self.posted[rank]:
+                if value not in self.made[rank]:
+                    return False
                 continue
-            transmission = self.arrived.get(value)
-            if transmission is None:
+            arrival = self.arrived.get(value)
+            if arrival is None:
                 return False
-            if transmission.end > start:
-                start, last = transmission.end, transmission
+            if arrival.transmission.end > start:
+                start, last = arrival.transmission.end, arrival
         if last is not None:
-            self.waits.append(Wait(rank, op, clock, start, last.channel.source, last.start))
+            self.waits.append(Wait(rank, op, clock, start, last.transmission.channel.source, last.ready))
+        if op.kind in COMPUTE:
+            self.made[rank].update(produced(op))
         speed = self.cluster.devices[rank].speed
         seconds = self.seconds[op.kind][op.stage] if op.kind in self.seconds else 0
         end = start + (seconds if speed == 1 else seconds / speed)

@@ -12,7 +12,9 @@ from penstock.timeline import Span
 Curve = tuple[tuple[float, float], ...]
 
 
-def memory_curves(schedule: Schedule, costs: StageCosts, spans: Sequence[Sequence[Span]]) -> tuple[Curve, ...]:
+def memory_curves(
+    schedule: Schedule, costs: StageCosts, spans: Sequence[Sequence[Span]]
+) -> tuple[Curve, ...]:
     """Returns per rank `(seconds, bytes)` steps; empty where the costs know no bytes.
 
     F adds the stage's activation bytes when it starts; B frees them when it ends; I frees them but for what W

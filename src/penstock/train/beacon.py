@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
 INTERVAL_SECONDS = 0.5
-_FAILURE_KEY = "penstock/failure"
 
 
 PositionSource = Callable[[], Position | None]
@@ -32,6 +31,7 @@ class Beacon:
     Args:
         store: a connection that nobody else uses.
         rank: this rank.
+        attempt: which start of the ranks this is; an agent that restarts them keeps the store.
         on_failure: called once, in the beacon's thread, with the failing rank's message.
         is_orphaned: whether the agent is known to be gone, and perhaps its store: talking to a store that is
             gone makes torch print a warning.
@@ -42,11 +42,13 @@ class Beacon:
         store: Store,
         *,
         rank: int,
+        attempt: str,
         on_failure: Callable[[str], None],
         is_orphaned: Callable[[], bool],
     ) -> None:
         self._store = store
         self._rank = rank
+        self._failure_key = f"penstock/failure/{attempt}"
         self._on_failure = on_failure
         self._is_orphaned = is_orphaned
         self._closed = threading.Event()
@@ -76,7 +78,7 @@ class Beacon:
         if self._is_orphaned():
             return
         try:
-            self._store.set(_FAILURE_KEY, message)
+            self._store.set(self._failure_key, message)
         except RuntimeError:
             return
 
@@ -96,7 +98,9 @@ class Beacon:
         if text != self._published:
             self._store.set(_key(self._rank), text)
             self._published = text
-        return self._store.get(_FAILURE_KEY).decode() if self._store.check([_FAILURE_KEY]) else None
+        if not self._store.check([self._failure_key]):
+            return None
+        return self._store.get(self._failure_key).decode()
 
 
 def read_positions(store: Store, *, ranks: int) -> dict[int, Position]:

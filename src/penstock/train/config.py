@@ -59,7 +59,7 @@ class OptimizerConfig:
 
     name: Literal["adamw", "sgd"] = "adamw"
     """Optimizer: adamw, or sgd with momentum betas[0]."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     """Highest learning rate, reached when the warm-up ends."""
     warmup_steps: int = 30
     """Steps over which the learning rate rises linearly from zero."""
@@ -77,9 +77,9 @@ class OptimizerConfig:
 class RunConfig:
     """Length, place and repeatability of one run."""
 
-    steps: int = 350
+    steps: int = 420
     """Optimizer steps."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Sequences per step over all microbatches; a multiple of pipeline.microbatches."""
     seed: int = 0
     """Key of every random choice: initial weights, order of the data, dropout, sample."""
@@ -97,7 +97,7 @@ class RunConfig:
 class CheckpointConfig:
     """When checkpoints are written and how many stay."""
 
-    every: int = 100
+    every: int = 140
     """Steps between checkpoints; 0 saves only at the end."""
     keep: int = 2
     """Newest checkpoints that stay on disk."""
@@ -107,9 +107,9 @@ class CheckpointConfig:
 class EvaluateConfig:
     """When the held-out loss is measured, and on how much text."""
 
-    every: int = 100
+    every: int = 140
     """Steps between evaluations; 0 evaluates only at the end."""
-    batches: int = 8
+    batches: int = 24
     """Batches of held-out text per evaluation, spread evenly over it."""
 
 

@@ -77,8 +77,8 @@ def _width_divides(config: Config) -> None:
     width, unit = config.model.width, 2 * config.model.heads
     if width % unit:
         raise ConfigError(
-            f"model.width={width} is not a multiple of {unit}, twice model.heads={config.model.heads} (rotary "
-            f"positions turn pairs of features); use e.g. model.width={_round(width, unit)}"
+            f"model.width={width} is not a multiple of {unit}, twice model.heads={config.model.heads} "
+            f"(rotary positions turn pairs of features); use e.g. model.width={_round(width, unit)}"
         )
 
 
@@ -95,15 +95,16 @@ def _partition_covers(config: Config) -> None:
     partition, total = config.pipeline.partition, config.model.layers + 2
     if partition and (min(partition) < 1 or sum(partition) != total):
         raise ConfigError(
-            f"pipeline.partition={list(partition)} does not lay out the model's {total} layers (embed, model.layers="
-            f"{config.model.layers} blocks, head); use positive numbers that sum to {total}, or leave it empty"
+            f"pipeline.partition={list(partition)} does not lay out the model's {total} layers "
+            f"(embed, model.layers={config.model.layers} blocks, head); "
+            f"use positive numbers that sum to {total}, or leave it empty"
         )
 
 
 def _betas_in_range(config: Config) -> None:
     if not all(0 <= beta < 1 for beta in config.optimizer.betas):
         raise ConfigError(
-            f"optimizer.betas={list(config.optimizer.betas)} is out of range; each must be at least 0 and below 1"
+            f"optimizer.betas={list(config.optimizer.betas)} is out of range; each must be in [0, 1)"
         )
 
 

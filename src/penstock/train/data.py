@@ -91,8 +91,9 @@ def batch(corpus: Corpus, *, step: int, batch_size: int, context: int, seed: int
     windows = len(corpus.train) // context - 1
     if windows < batch_size:
         raise DataError(
-            f"{len(corpus.train)} bytes of training text hold {max(windows, 0)} windows of context={context}, fewer "
-            f"than batch_size={batch_size}; give at least {(batch_size + 1) * context} bytes, or lower either number"
+            f"{len(corpus.train)} bytes of training text hold {max(windows, 0)} windows of "
+            f"context={context}, fewer than batch_size={batch_size}; "
+            f"give at least {(batch_size + 1) * context} bytes, or lower either number"
         )
     epoch, position = divmod(step, windows // batch_size)
     order, offset = _epoch(seed, epoch, windows, context)
@@ -111,8 +112,8 @@ def held_out_batches(corpus: Corpus, *, batches: int, batch_size: int, context: 
     windows = (len(corpus.held_out) - 1) // context
     if windows < 1:
         raise DataError(
-            f"{len(corpus.held_out)} bytes of held-out text are fewer than one window of {context + 1} bytes; "
-            "raise data.held_out, give more text, or lower model.context"
+            f"{len(corpus.held_out)} bytes of held-out text are fewer than one window of {context + 1} "
+            "bytes; raise data.held_out, give more text, or lower model.context"
         )
     count = min(batches * batch_size, windows)
     starts = np.arange(count) * windows // count * context

@@ -40,6 +40,7 @@ class Guard:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="penstock-guard", daemon=True)
         self._previous: dict[signal.Signals, Any] = {}
+        self._settled = False
         self.stopped_by: int | None = None
 
     def __enter__(self) -> Self:
@@ -61,6 +62,10 @@ class Guard:
         self._reader.close()
         self._writer.close()
 
+    def settle(self) -> None:
+        """Keeps later signals from interrupting the main thread, which is on its way out already."""
+        self._settled = True
+
     def is_orphaned(self) -> bool:
         """Returns whether the process that started this one is gone."""
         return os.getppid() != self._parent
@@ -70,7 +75,7 @@ class Guard:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self.stopped_by is None:  # a second signal must not break into the clean-up after the first
+        if self.stopped_by is None and not self._settled:  # a second signal must not break into the clean-up
             self.stopped_by = number
             raise KeyboardInterrupt
 

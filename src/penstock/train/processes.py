@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -65,7 +66,13 @@ class Worker:
             guard.stop()
 
         store = TCPStore(address, port)
-        self._beacon = Beacon(store, rank=self.rank, on_failure=leave, is_orphaned=guard.is_orphaned)
+        self._beacon = Beacon(
+            store,
+            rank=self.rank,
+            attempt=os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"),
+            on_failure=leave,
+            is_orphaned=guard.is_orphaned,
+        )
         self._beacon.source = self._source
         self._beacon.start()
 
@@ -97,10 +104,13 @@ class Worker:
         """
         self._leaving.acquire()
         _record(failure)
-        if self._beacon is not None and failure.ending is not Ending.STOPPED:
-            self._beacon.announce_failure(f"rank {self.rank}: {failure.message}")
+        beacon = self._beacon
+        if beacon is not None and failure.ending is not Ending.STOPPED:
+            _finish_in_time(lambda: beacon.announce_failure(f"rank {self.rank}: {failure.message}"))
         if LAUNCHER_PID not in os.environ:
             _print_failure(failure)
+        elif os.getppid() != int(os.environ[LAUNCHER_PID]):
+            _remove_records()
         _finish_in_time(_flush_output)
         _finish_in_time(_kill_children)
         os._exit(exit_code)
@@ -133,6 +143,7 @@ def worker(*, backend: str = "gloo", timeout_seconds: float = 1800.0) -> Iterato
             yield this
             _part(this)
         except BaseException as error:
+            guard.settle()
             if guard.stopped_by is not None:  # whatever was raised since then is its consequence
                 this._leave_stopped(guard.stopped_by)
             if not (isinstance(error, SystemExit) and error.code in (0, None)):
@@ -173,6 +184,13 @@ def _record(failure: Failure) -> None:
         os.replace(f"{path}.part", path)
     except OSError:  # the launcher is gone and so is its directory
         return
+
+
+def _remove_records() -> None:
+    """Removes what a killed launcher could not remove: the folder of its ranks' records."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        shutil.rmtree(os.path.dirname(path), ignore_errors=True)
 
 
 def _print_failure(failure: Failure) -> None:

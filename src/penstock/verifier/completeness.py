@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import filterfalse, islice
 
 from penstock.errors import VerificationError
-from penstock.ir.ops import Op, OpKind
+from penstock.ir.ops import COMPUTE, Op, OpKind
 from penstock.ir.program import Program
 from penstock.ir.schedule import Schedule, WeightRule
 
@@ -35,9 +36,12 @@ def check_order(program: Program) -> None:
     Raises:
         VerificationError: the first rank and position at which they differ.
     """
-    kinds = {OpKind.F, OpKind.B, OpKind.I, OpKind.W, OpKind.S}
+    if program.num_ranks != program.schedule.num_ranks:
+        raise VerificationError(
+            f"the program has {program.num_ranks} ranks; its schedule has {program.schedule.num_ranks}"
+        )
     for rank, (entries, ops) in enumerate(zip(program.ranks, program.schedule.ranks, strict=True)):
-        kept = [entry for entry in entries if entry.kind in kinds]
+        kept = [entry for entry in entries if entry.kind in COMPUTE]
         if tuple(kept) != ops:
             at = next((i for i, pair in enumerate(zip(kept, ops, strict=False)) if pair[0] != pair[1]), None)
             at = min(len(kept), len(ops)) if at is None else at
@@ -93,12 +97,18 @@ def _forbidden(schedule: Schedule) -> list[str]:
 def _missing(schedule: Schedule) -> list[str]:
     present = {op for _, _, op in schedule.ops()}
     replica_of = _replicas(schedule)
-    problems = []
-    for microbatch in range(schedule.num_microbatches):
-        if microbatch not in replica_of:
-            problems.append(f"  microbatch {microbatch} has no op at all")
-            continue
+    problems = [
+        f"  rank {rank} position {position}: {op} is of replica {op.replica}; microbatch {op.microbatch} belongs "
+        f"to replica {replica_of[op.microbatch]}"
+        for rank, position, op in schedule.ops()
+        if op.replica != replica_of[op.microbatch]
+    ]
+    absent = filterfalse(replica_of.__contains__, range(schedule.num_microbatches))
+    problems += [f"  microbatch {microbatch} has no op at all" for microbatch in islice(absent, _SHOWN)]
+    for microbatch in sorted(replica_of.keys() & range(schedule.num_microbatches)):
         replica = replica_of[microbatch]
+        if not 0 <= replica < schedule.placement.num_replicas:
+            continue  # told among the misplaced
         for stage in range(schedule.num_stages):
             rank = schedule.placement.rank_of(stage, replica)
             problems += [
@@ -119,7 +129,7 @@ def _replicas(schedule: Schedule) -> dict[int, int]:
 def _faults(
     stage: int, microbatch: int, replica: int, present: set[Op], rule: WeightRule
 ) -> list[tuple[OpKind, str]]:
-    """Returns the kinds that are missing, or present beside their alternative, for one stage and microbatch."""
+    """Returns for one stage and microbatch the kinds that are missing, or there beside their alternative."""
     has = {kind: Op(kind, stage, microbatch, replica) in present for kind in OpKind if kind <= OpKind.W}
     faults = [] if has[OpKind.F] else [(OpKind.F, "is missing")]
     if rule is WeightRule.FROZEN:

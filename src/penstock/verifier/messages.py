@@ -25,7 +25,10 @@ def check_messages(program: Program) -> None:
         if isinstance(entry, Transfer):
             end = entry.channel.source if entry.kind in SENDS else entry.channel.target
             if end != rank:
-                raise VerificationError(f"rank {rank} position {position}: {entry} is an end of channel {entry.channel}")
+                raise VerificationError(
+                    f"rank {rank} position {position}: {entry} is an end of channel {entry.channel}, which "
+                    f"is rank {end}'s"
+                )
     for rank in range(program.num_ranks):
         _check_sent_after_made(program, rank)
 
@@ -60,7 +63,7 @@ def _end(rank: int, end: tuple[int, Transfer] | None, verb: str) -> str:
 
 
 def _check_sent_after_made(program: Program, rank: int) -> None:
-    """Refuses a send whose value is not made before it, and an op whose input from elsewhere is not received."""
+    """Refuses a send of a value not made before it, an op whose input is not received, a second receive."""
     made: set[Value] = set()
     posted: set[Value] = set()
     num_stages = program.schedule.num_stages
@@ -68,6 +71,8 @@ def _check_sent_after_made(program: Program, rank: int) -> None:
         where = f"rank {rank} position {position}: {entry}"
         if isinstance(entry, Transfer):
             if entry.kind not in SENDS:
+                if carried(entry) in posted:
+                    raise VerificationError(f"{where} receives what an earlier receive of the rank takes")
                 posted.add(carried(entry))
             elif carried(entry) not in made:
                 raise VerificationError(f"{where} sends what no earlier op of the rank has made")

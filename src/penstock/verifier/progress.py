@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from penstock.errors import VerificationError
 from penstock.ir.dependencies import Value, carried, consumed, produced
-from penstock.ir.ops import COMPUTE, RECEIVES, Channel, Transfer
+from penstock.ir.ops import COMPUTE, RECEIVES, SENDS, Channel, Transfer
 from penstock.ir.program import Instruction, Program
 
 
@@ -104,6 +104,12 @@ def _awaited(program: Program, state: _State, rank: int, entry: Instruction) -> 
     needs = consumed(entry, program.schedule.num_stages)
     value = next(value for value in needs if value not in state.exists[rank])
     for other_rank, position, other in program.instructions():
-        if not isinstance(other, Transfer) and other.kind in COMPUTE and value in produced(other):
+        ran = position < state.at[other_rank]
+        if isinstance(other, Transfer):
+            makes = other.kind in SENDS and carried(other) == value
+        else:
+            makes = other.kind in COMPUTE and value in produced(other)
+        if makes and not ran:  # what has run is not waited for, but its send is
             return _Place(other_rank, position), str(other)
-    return None, f"the {value.kind.name.lower()} of stage {value.stage} microbatch {value.microbatch}, never made"
+    what = f"{value.kind.name.lower()} of stage {value.stage} microbatch {value.microbatch}"
+    return None, f"the {what}, never made"

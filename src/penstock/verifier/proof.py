@@ -12,6 +12,7 @@ from penstock.verifier.completeness import check_completeness, check_order
 from penstock.verifier.messages import check_messages
 from penstock.verifier.peaks import peak_activations, peak_deferred, receive_slots
 from penstock.verifier.progress import check_progress
+from penstock.verifier.reductions import check_reductions
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,23 @@ class Proof:
 def verify(subject: Schedule | Program) -> Proof:
     """Returns the proof that `subject` runs to its end and computes what it should.
 
-    A schedule is lowered first. Proven, in this order: every op occurs exactly once, on the rank that holds its
-    stage; lowering kept the order; sends and receives match one to one, in the same order, on every channel;
-    every op finds what it consumes, and all ranks reach their end under rendezvous semantics, in which a send
-    blocks until its receive is posted (so they do under any buffering).
+    A schedule is lowered first. Proven, in this order: every op occurs exactly once, on the rank that holds
+    its stage; lowering kept the order; gradients are reduced once, when they are complete, by all owners of a
+    stage or by none; sends and receives match one to one, in the same order, on every channel; every op
+    finds what it consumes, and all ranks reach their end under rendezvous semantics, in which a send blocks
+    until its receive is posted (so they do under any buffering).
 
     Raises:
         VerificationError: with the counter-example: the missing or doubled op, the message without a partner,
             or the cycle of ops that wait for one another, with ranks and positions.
     """
+    schedule = subject if isinstance(subject, Schedule) else subject.schedule
+    check_completeness(schedule)
     program = lower(subject) if isinstance(subject, Schedule) else subject
-    check_completeness(program.schedule)
     check_order(program)
+    check_reductions(program)
     check_messages(program)
     check_progress(program)
-    schedule = program.schedule
     return Proof(
         program,
         tuple(peak_activations(ops) for ops in schedule.ranks),

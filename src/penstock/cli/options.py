@@ -1,0 +1,87 @@
+"""What the commands share: how options are parsed, and how a schedule is named on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import tyro
+
+from penstock.errors import NotationError, ScheduleError, UserError
+from penstock.ir.schedule import Schedule
+from penstock.notation import parse_grid, schedule_from_json
+from penstock.schedules import named_schedule
+from penstock.schedules.registry import ALIASES, SCHEDULES
+
+Options = TypeVar("Options")
+
+Subject = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME|FILE", help_behavior_hint="")]
+"""A schedule by name, or a file with one."""
+
+_NUM_RANKS, _NUM_MICROBATCHES = 4, 8
+"""The sizes of a schedule given by name, where none are asked for."""
+
+# The constructors are named, because tyro would offer "None" as a value and explain why a word is not None.
+Ranks = Annotated[
+    int | None,
+    tyro.conf.arg(
+        aliases=["-p"], metavar="INT", constructor=int, help_behavior_hint=f"(default: {_NUM_RANKS})"
+    ),
+]
+Microbatches = Annotated[
+    int | None,
+    tyro.conf.arg(
+        aliases=["-m"], metavar="INT", constructor=int, help_behavior_hint=f"(default: {_NUM_MICROBATCHES})"
+    ),
+]
+OutputFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE", constructor=Path, help_behavior_hint="")]
+OptionalSeconds = Annotated[
+    float | None, tyro.conf.arg(metavar="FLOAT", constructor=float, help_behavior_hint="")
+]
+
+
+def parse(options: type[Options], argv: list[str], *, command: str) -> Options:
+    """Returns `options` as `argv` fills them; a mistake or `--help` ends the program, as tyro does it."""
+    return tyro.cli(options, args=argv, prog=f"penstock {command}")
+
+
+def read_schedule(subject: str, *, num_ranks: int | None, num_microbatches: int | None) -> Schedule:
+    """Returns the schedule called `subject`, or the one in the file at `subject` (JSON or text grid).
+
+    Raises:
+        UserError: no such schedule or file, a file that holds none, or sizes that contradict the file.
+    """
+    if subject.replace("-", "_") in SCHEDULES or subject in ALIASES:
+        return named_schedule(
+            subject,
+            num_ranks=_NUM_RANKS if num_ranks is None else num_ranks,
+            num_microbatches=_NUM_MICROBATCHES if num_microbatches is None else num_microbatches,
+        )
+    path = Path(subject)
+    if not path.exists() and len(path.parts) == 1 and not path.suffix:
+        try:
+            return named_schedule(subject, num_ranks=1, num_microbatches=1)
+        except ScheduleError as error:
+            raise ScheduleError(f"{error}. Nor is there a file of that name") from None
+    schedule = _read_file(path)
+    for option, asked, found in (
+        ("-p", num_ranks, schedule.num_ranks),
+        ("-m", num_microbatches, schedule.num_microbatches),
+    ):
+        if asked not in (None, found):
+            raise UserError(
+                f"{option} {asked} contradicts {path}, which has {found}; leave {option} out for a file"
+            )
+    return schedule
+
+
+def _read_file(path: Path) -> Schedule:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return schedule_from_json(text) if text.lstrip().startswith("{") else parse_grid(text)
+    except OSError as error:
+        raise NotationError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise NotationError(f"{path} is not text; a schedule is JSON or a text grid") from None
+    except UserError as error:
+        raise NotationError(f"{path}: {error}") from None

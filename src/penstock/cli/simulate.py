@@ -1,0 +1,96 @@
+"""`penstock simulate`: how long a schedule takes, and how large its bubble is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from penstock.cli.options import (
+    Microbatches,
+    OptionalSeconds,
+    OutputFile,
+    Ranks,
+    Subject,
+    parse,
+    read_schedule,
+)
+from penstock.cli.outputs import write_timelines
+from penstock.cluster import Cluster
+from penstock.costs import StageCosts
+from penstock.errors import UserError
+from penstock.notation.timelines import PLANNED, Recording, save_recording
+from penstock.simulator import simulate
+from penstock.timeline import Timeline
+from penstock.verifier import verify
+from penstock.view.tables import rank_table
+from penstock.view.units import time_unit
+
+
+@dataclass(frozen=True)
+class Simulate:
+    """Simulate a schedule on stages that all cost the same; times are seconds a microbatch and stage."""
+
+    schedule: Subject
+    """A schedule's name, or a file with one (JSON or text grid)."""
+    ranks: Ranks = None
+    """Number of ranks p, for a schedule given by name."""
+    microbatches: Microbatches = None
+    """Number of microbatches m, for a schedule given by name."""
+    forward: float = 1.0
+    """Seconds of a forward, F."""
+    input_grad: float = 1.0
+    """Seconds of an input gradient, I."""
+    weight_grad: float = 1.0
+    """Seconds of a weight gradient, W."""
+    backward: OptionalSeconds = None
+    """Seconds of a full backward, B; left out, I + W."""
+    latency: float = 0.0
+    """Seconds that a message takes from rank to rank."""
+    png: OutputFile = None
+    """Draw the timeline there; .svg and .pdf work too."""
+    perfetto: OutputFile = None
+    """Write a trace for ui.perfetto.dev there."""
+    json: OutputFile = None
+    """Write the timeline there, as `penstock trace` reads it."""
+
+
+def run(argv: list[str]) -> int:
+    """Simulates the schedule that `argv` names; returns the exit code."""
+    options = parse(Simulate, argv, command="simulate")
+    schedule = read_schedule(options.schedule, num_ranks=options.ranks, num_microbatches=options.microbatches)
+    costs = StageCosts(
+        forward=options.forward,
+        input_grad=options.input_grad,
+        weight_grad=options.weight_grad,
+        backward=options.backward,
+    )
+    cluster = Cluster.uniform(schedule.num_ranks, latency_seconds=_latency(options.latency))
+    timeline = simulate(verify(schedule).program, costs, cluster)
+    console = Console()
+    _report(console, schedule.name, timeline)
+    if options.json is not None:
+        save_recording(Recording(schedule, {PLANNED: timeline}), options.json)
+        console.print(f"wrote {options.json}", highlight=False, soft_wrap=True)
+    write_timelines(console, {schedule.name: timeline}, png=options.png, perfetto=options.perfetto)
+    return 0
+
+
+def _latency(seconds: float) -> float:
+    if not 0 <= seconds < float("inf"):
+        raise UserError(f"--latency {seconds}; give seconds, not negative, e.g. --latency 0.1")
+    return seconds
+
+
+def _report(console: Console, name: str, timeline: Timeline) -> None:
+    unit = time_unit(timeline.makespan)
+    lines = {
+        "schedule": name,
+        "bubble_fraction": f"{timeline.bubble_fraction:.6g}  (idle / total)",
+        "bubble_ratio": f"{timeline.bubble_ratio:.6g}  (idle / ideal)",
+        "makespan": f"{unit.text(timeline.makespan)}  (from 0 to the end of the last op)",
+        "per-rank span": f"{unit.text(timeline.per_rank_span)}  (first start to last end, longest rank)",
+    }
+    for label, value in lines.items():
+        console.print(f"{label:<16} {value}", highlight=False, soft_wrap=True)
+    console.print(rank_table(timeline))

@@ -1,0 +1,103 @@
+"""The socket between models and the runtime: named layers in order, and stages made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from penstock.errors import ModelError
+from penstock.partition import Partition
+
+LayerContext = Callable[[int], AbstractContextManager[None]]
+"""Layer index in the model -> what surrounds that layer's forward (random numbers keyed by layer)."""
+
+
+class Stage(nn.Module):
+    """Contiguous layers, run one after another; each takes the one before's result as its one argument.
+
+    Its parameters carry the names they have in the original model.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], *, first_layer: int) -> None:
+        super().__init__()
+        self.first_layer = first_layer
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.surrounding: LayerContext | None = None
+
+    def forward(self, value: Any) -> Any:
+        """Returns what the last layer makes of `value`, a tensor or a tree of tensors and plain values."""
+        for index, layer in enumerate(self.children(), start=self.first_layer):
+            with self.surrounding(index) if self.surrounding else nullcontext():
+                value = layer(value)
+        return value
+
+
+@dataclass(frozen=True)
+class CutModel:
+    """A model as a front-end sees it: its layers in order, with their names.
+
+    Attributes:
+        layers: name -> layer, in model order; a layer's parameters are named `<name>.<parameter>`.
+
+    Raises:
+        ModelError: no layer at all.
+    """
+
+    layers: Mapping[str, nn.Module]
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ModelError("the model has no layers; give an nn.Sequential or a list with at least one module")
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers that a partition distributes."""
+        return len(self.layers)
+
+    def stage(self, partition: Partition, index: int) -> Stage:
+        """Returns stage `index` of `partition` as a module."""
+        names = list(self.layers)
+        layers = partition.layers_of(index)
+        return Stage({names[i]: self.layers[names[i]] for i in layers}, first_layer=layers.start)
+
+    def stage_of_parameters(self, partition: Partition) -> dict[str, int]:
+        """Returns parameter name -> stage, over the whole model.
+
+        Raises:
+            ModelError: one parameter is used on two stages.
+        """
+        owner: dict[int, tuple[str, int]] = {}
+        stages: dict[str, int] = {}
+        for stage in range(partition.num_stages):
+            for name, parameter in self.stage(partition, stage).named_parameters():
+                first_name, first_stage = owner.setdefault(id(parameter), (name, stage))
+                if first_stage != stage:
+                    raise ModelError(
+                        f"{first_name} on stage {first_stage} and {name} on stage {stage} are one tied parameter; "
+                        "put both layers on one stage with partition=, or untie them"
+                    )
+                stages[name] = stage
+        return stages
+
+
+def cut(model: Any) -> CutModel:
+    """Returns `model` as named layers, by the front-end that knows its type.
+
+    Raises:
+        ModelError: no front-end can cut it; the message says what can be cut.
+    """
+    from penstock.models.layers import from_layers
+
+    if isinstance(model, CutModel):
+        return model
+    if isinstance(model, nn.Sequential | nn.ModuleList | list | tuple):
+        return from_layers(model)
+    raise ModelError(
+        f"a {type(model).__name__} cannot be cut into stages; give an nn.Sequential or a list of modules, each of "
+        "which takes what the one before returns"
+    )

@@ -1,0 +1,107 @@
+"""What all ranks must agree on: once at the start in full, and a row of numbers before every call."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from penstock.errors import BatchError, HandshakeError, UserError
+from penstock.runtime.boundary import flatten
+from penstock.runtime.transport import Transport, gather_bytes, gather_json
+
+CALLS = ("step", "evaluate", "forward", "trace", "clip_grad_norm_", "close")
+_UNKNOWN = -1
+
+
+def check_same(transport: Transport, facts: Mapping[str, Any], problem: UserError | None) -> None:
+    """Refuses a pipeline whose ranks hold different plans, or one of which could not make its own.
+
+    Args:
+        transport: all ranks call this.
+        facts: what every rank must hold alike, the most telling first; plain values.
+        problem: why this rank could not make its plan.
+
+    Raises:
+        UserError: `problem`, on the rank that has it.
+        HandshakeError: another rank's problem, or the first fact that differs with the ranks that differ.
+    """
+    replies = gather_json(transport, {"facts": facts, "problem": str(problem) if problem else ""})
+    if problem is not None:
+        raise problem
+    for rank, reply in enumerate(replies):
+        if reply["problem"]:
+            raise HandshakeError(f"rank {rank}: {reply['problem']}")
+    for name in facts:
+        values = [str(reply["facts"].get(name)) for reply in replies]
+        usual, count = Counter(values).most_common(1)[0]
+        if count < len(values):
+            others = ", ".join(f"rank {rank} has {value}" for rank, value in enumerate(values) if value != usual)
+            raise HandshakeError(
+                f"ranks hold different values of {name}: {others}; the other ranks have {usual}. Give every rank the "
+                "same model and arguments"
+            )
+
+
+class Offer(NamedTuple):
+    """What one rank knows about a call; a rank without data leaves the defaults.
+
+    Attributes:
+        inputs: samples in the inputs, on the rank of the first stage.
+        targets: samples in the targets, on the rank of the last stage.
+        signature: structure, shapes and dtypes of all input microbatches, on the rank of the first stage.
+    """
+
+    inputs: int = _UNKNOWN
+    targets: int = _UNKNOWN
+    signature: int = _UNKNOWN
+
+
+def agree(transport: Transport, call: str, *, number: int, offer: Offer, problem: UserError | None) -> Offer:
+    """Returns what the ranks know together about this call, once all of them make the same one.
+
+    Args:
+        transport: all ranks call this.
+        call: what the user called, one of CALLS.
+        number: how many calls this rank has made.
+        offer: what this rank knows.
+        problem: why this rank cannot go on with its arguments.
+
+    Raises:
+        UserError: `problem`, on the rank that has it; BatchError with its text on the others.
+        HandshakeError: the ranks made different calls; the message names them.
+        BatchError: inputs and targets of different sizes.
+    """
+    row = torch.tensor([CALLS.index(call), number, problem is not None, *offer])
+    rows: list[list[int]] = transport.gather(row).tolist()
+    calls = [CALLS[row[0]] for row in rows]
+    if len(set(calls)) > 1 or len({row[1] for row in rows}) > 1:
+        made = ", ".join(f"rank {rank} {calls[rank]} (its call {row[1]})" for rank, row in enumerate(rows))
+        raise HandshakeError(f"ranks called different things: {made}; every rank runs the same lines of the loop")
+    if any(row[2] for row in rows):
+        texts = gather_bytes(transport, str(problem or "").encode())
+        if problem is not None:
+            raise problem
+        raise BatchError(next(f"rank {rank}: {text.decode()}" for rank, text in enumerate(texts) if text))
+    agreed = Offer(*(max(column) for column in zip(*(row[3:] for row in rows), strict=True)))
+    if agreed.targets not in (_UNKNOWN, agreed.inputs):
+        raise BatchError(f"inputs hold {agreed.inputs} samples and targets {agreed.targets}; give as many of both")
+    return agreed
+
+
+def signature_of(microbatches: list[Any], call: str) -> int:
+    """Returns a number that is the same for all inputs of the same structure, shapes and dtypes."""
+    sha = hashlib.blake2b(call.encode(), digest_size=8)
+    last = None
+    for microbatch in microbatches:
+        spec = str(flatten(microbatch)[0]) if not isinstance(microbatch, torch.Tensor) else _shape(microbatch)
+        sha.update(b"=" if spec == last else spec.encode())
+        last = spec
+    return int.from_bytes(sha.digest(), "little") >> 1
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)}{tensor.dtype}"

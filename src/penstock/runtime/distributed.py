@@ -1,0 +1,177 @@
+"""Transport over torch.distributed: one process group per directed channel, made eagerly in one order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+from torch import distributed as dist
+
+from penstock.errors import HandshakeError, RankFailedError
+from penstock.ir.ops import Channel
+from penstock.runtime.cursor import Cursor
+from penstock.runtime.watch import Watch
+
+_PINGS = 16
+
+
+class _Work:
+    """A message under way in a process group."""
+
+    def __init__(self, work: dist.Work, tensor: torch.Tensor, *, watch: Watch, peer: int) -> None:
+        self._work, self._tensor, self._watch, self._peer = work, tensor, watch, peer
+
+    def done(self) -> bool:
+        return self._work.is_completed()
+
+    def wait(self) -> None:
+        self._watch.cursor.waiting_for = self._peer
+        try:
+            self._work.wait()
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise RankFailedError(self._watch.diagnose(reason, peer=self._peer)) from None
+        self._watch.cursor.waiting_for = -1
+
+
+class DistributedTransport:
+    """One rank's end in a torch.distributed job whose default group exists.
+
+    Every rank of the pipeline makes its transport at the same place in its program. Messages of one channel have
+    a process group of their own, so that the order of one channel never holds up another.
+
+    Args:
+        group: the ranks of this pipeline in order; None means all.
+        timeout_seconds: deadline of every wait.
+
+    Raises:
+        HandshakeError: torch.distributed is not initialised.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None, *, timeout_seconds: float = 300.0) -> None:
+        if not dist.is_initialized():
+            raise HandshakeError(
+                "torch.distributed is not initialised; call torch.distributed.init_process_group() first, start with "
+                "torchrun or penstock train, or pass transport= (penstock.run_ranks gives one to each thread)"
+            )
+        self._global = dist.get_process_group_ranks(group or dist.group.WORLD)
+        self._rank = self._global.index(dist.get_rank())
+        self._timeout = timedelta(seconds=timeout_seconds)
+        self._channels: dict[Channel, tuple[dist.ProcessGroup, int]] = {}
+        self._control = self._new_group(self._global, "gloo", "penstock control")
+        self._collective = self._control
+        if dist.get_backend(group) != "gloo":
+            self._collective = self._new_group(self._global, None, "penstock collective")
+        name = self._control.group_name
+        store = dist.PrefixStore(f"penstock/{name}", dist.distributed_c10d._get_default_store())
+        self.watch = Watch(store, rank=self._rank, num_ranks=self.num_ranks)
+        self.watch.start()
+
+    def _new_group(self, ranks: Sequence[int], backend: str | None, description: str) -> dist.ProcessGroup:
+        return dist.new_group(
+            list(ranks), self._timeout, backend, use_local_synchronization=True, group_desc=description
+        )
+
+    @property
+    def rank(self) -> int:
+        """This rank's place in the pipeline."""
+        return self._rank
+
+    @property
+    def num_ranks(self) -> int:
+        """Number of ranks, p."""
+        return len(self._global)
+
+    @property
+    def cursor(self) -> Cursor:
+        """This rank's place in its program."""
+        return self.watch.cursor
+
+    def fail(self, reason: str) -> None:
+        """Tells the other ranks that this one fails, before it raises."""
+        self.watch.fail(reason)
+
+    def open(self, channels: Sequence[Channel]) -> None:
+        """Makes the process groups of the channels that begin or end here and are not open yet."""
+        for channel in channels:
+            if self._rank not in (channel.source, channel.target) or channel in self._channels:
+                continue
+            pair = sorted((self._global[channel.source], self._global[channel.target]))
+            group = self._new_group(pair, None, f"penstock channel {channel}")
+            peer = channel.target if self._rank == channel.source else channel.source
+            self._channels[channel] = (group, pair.index(self._global[peer]))
+
+    def send(self, channel: Channel, tensor: torch.Tensor) -> _Work:
+        """Starts to send `tensor`, contiguous, unchanged until done."""
+        group, peer = self._channels[channel]
+        return self._start(group.send, tensor, peer, channel.target)
+
+    def recv(self, channel: Channel, tensor: torch.Tensor) -> _Work:
+        """Starts to receive into `tensor`."""
+        group, peer = self._channels[channel]
+        return self._start(group.recv, tensor, peer, channel.source)
+
+    def _start(self, post: object, tensor: torch.Tensor, peer: int, peer_rank: int) -> _Work:
+        try:
+            work = post([tensor], peer, 0)  # type: ignore[operator]
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise RankFailedError(self.watch.diagnose(reason, peer=peer_rank)) from None
+        return _Work(work, tensor, watch=self.watch, peer=peer_rank)
+
+    def gather(self, row: torch.Tensor) -> torch.Tensor:
+        """Returns the rows of all ranks, stacked; CPU tensors."""
+        out = torch.empty((self.num_ranks, *row.shape), dtype=row.dtype)
+        try:
+            dist.all_gather(list(out), row, group=self._control)
+        except RuntimeError as error:
+            raise RankFailedError(self._collective_failure(error)) from None
+        return out
+
+    def broadcast(self, tensor: torch.Tensor, source: int) -> None:
+        """Overwrites `tensor` on every rank by that of rank `source`."""
+        group = self._control if tensor.device.type == "cpu" else self._collective
+        try:
+            dist.broadcast(tensor, self._global[source], group=group)
+        except RuntimeError as error:
+            raise RankFailedError(self._collective_failure(error)) from None
+
+    def _collective_failure(self, error: RuntimeError) -> str:
+        reason = f"a call that all ranks make together failed: {str(error).splitlines()[0]}"
+        peer = (self._rank + 1) % self.num_ranks
+        return self.watch.diagnose(reason, peer=peer)
+
+    def clock_offsets(self) -> list[float]:
+        """Returns how far each rank's perf_counter is ahead of rank 0's, from the quickest of 16 round trips."""
+        mine = 0.0
+        for other in range(1, self.num_ranks):
+            if self._rank == 0:
+                self._answer_pings(self._global[other])
+            elif self._rank == other:
+                mine = self._ping(self._global[0])
+        return self.gather(torch.tensor([mine], dtype=torch.float64)).flatten().tolist()
+
+    def _answer_pings(self, other: int) -> None:
+        stamp = torch.zeros(1, dtype=torch.float64)
+        for _ in range(_PINGS):
+            dist.recv(stamp, other, group=self._control)
+            stamp[0] = time.perf_counter()
+            dist.send(stamp, other, group=self._control)
+
+    def _ping(self, other: int) -> float:
+        """Returns this rank's clock minus that of `other`, taken to have answered half-way through."""
+        stamp = torch.zeros(1, dtype=torch.float64)
+        trips = []
+        for _ in range(_PINGS):
+            begin = time.perf_counter()
+            dist.send(stamp, other, group=self._control)
+            dist.recv(stamp, other, group=self._control)
+            end = time.perf_counter()
+            trips.append((end - begin, (begin + end) / 2 - stamp.item()))
+        return min(trips)[1]
+
+    def close(self) -> None:
+        """Stops the watch; process groups go with torch.distributed's own clean-up."""
+        self.watch.close()

@@ -1,0 +1,225 @@
+"""The engine: walks a verified program by a table of handlers, bound once, and decides nothing on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from penstock.errors import RankFailedError, ScheduleError
+from penstock.ir.dependencies import Value, ValueKind, message
+from penstock.ir.ops import RECEIVES, Channel, Op, OpKind, Transfer
+from penstock.ir.program import Instruction
+from penstock.runtime.cursor import describe
+from penstock.runtime.links import Links
+from penstock.runtime.randomness import keyed_layers
+from penstock.runtime.recorder import Recorder
+from penstock.runtime.stage_work import Boundary, StageWork, boundary_of
+from penstock.runtime.step_batch import StepBatch
+from penstock.runtime.transport import Transport
+from penstock.verifier import Proof, receive_slots
+
+Reduce = Callable[[StageWork], None]
+
+
+class Engine:
+    """One rank's program, bound to its stages and links.
+
+    Args:
+        proof: the verified program.
+        stages: the stages of this rank, by number.
+        links: messages of this rank.
+        transport: for this rank's number and place.
+        seed: key of random numbers; None leaves torch's generator alone.
+        reduce: sums a stage's gradients over data-parallel replicas.
+    """
+
+    def __init__(
+        self,
+        proof: Proof,
+        stages: Mapping[int, StageWork],
+        *,
+        links: Links,
+        transport: Transport,
+        seed: int | None,
+        reduce: Reduce | None,
+    ) -> None:
+        self.program = proof.program
+        self.recorder = Recorder()
+        self._stages, self._links, self._transport = stages, links, transport
+        self._seed, self._reduce = seed, reduce
+        self._rank = transport.rank
+        self._last = self.program.schedule.num_stages - 1
+        self._local: dict[Value, Any] = {}
+        self._batch = StepBatch(training=False)
+        self._calls = self._bind()
+
+    def run(self, batch: StepBatch, *, signature: int) -> None:
+        """Runs the program once on `batch`; its losses or outputs are in it afterwards.
+
+        Raises:
+            RankFailedError: another rank failed.
+            Exception: what a stage or the loss raised, with a note that names rank, op, stage and microbatch.
+        """
+        cursor = self._transport.cursor
+        cursor.entries, cursor.index = self.program.ranks[self._rank], 0
+        self._batch = batch
+        self._links.begin(signature)
+        self.recorder.begin(time.perf_counter())
+        try:
+            with torch.set_grad_enabled(batch.training):
+                for index, call in enumerate(self._calls):
+                    cursor.index = index
+                    call()
+                self._links.end()
+        except BaseException as error:
+            self._abandon()
+            raise self._explained(error)  # noqa: B904  # the same exception, with a note
+        self.recorder.finish(time.perf_counter())
+
+    def _abandon(self) -> None:
+        self._local.clear()
+        self._links.abandon()
+        for stage in self._stages.values():
+            stage.forget()
+
+    def _explained(self, error: BaseException) -> BaseException:
+        cursor = self._transport.cursor
+        entry = cursor.entry
+        where = f"{cursor.call} {cursor.step}, {describe(entry) if entry else 'its end'}"
+        if isinstance(error, RankFailedError):
+            error.add_note(f"penstock: noticed on rank {self._rank}, {where}")
+        elif isinstance(error, Exception):
+            error.add_note(f"penstock: raised on rank {self._rank}, {where}")
+            self._transport.fail(f"failed in {where}: {type(error).__name__}: {error}")
+        return error
+
+    def _bind(self) -> list[Callable[[], None]]:
+        """Returns the program as bound calls.
+
+        Raises:
+            ScheduleError: a kind of op that has no handler.
+        """
+        handlers: dict[OpKind, Callable[..., None]] = {
+            OpKind.F: self._forward,
+            OpKind.B: self._backward,
+            OpKind.REDUCE_GRAD: self._reduce_grad,
+            OpKind.SEND_F: self._send,
+            OpKind.SEND_B: self._send,
+            OpKind.RECV_F: self._receive,
+            OpKind.RECV_B: self._receive,
+        }
+        slots = receive_slots(self.program)
+        calls = []
+        for position, entry in enumerate(self.program.ranks[self._rank]):
+            handler = handlers.get(entry.kind)
+            if handler is None or entry.replica:
+                raise ScheduleError(
+                    f"{self.program.schedule.name}: the runtime does not execute {describe(entry)} yet; use a schedule "
+                    "of F and B in one direction, e.g. one_f_one_b"
+                )
+            calls.append(partial(handler, entry, *self._bound(position, entry, slots)))
+        return calls
+
+    def _bound(self, position: int, entry: Instruction, slots: Mapping[Channel, Any]) -> tuple[object, ...]:
+        """Returns what a handler needs beside its entry: position and channel of an op, ring slot of a receive."""
+        if isinstance(entry, Transfer):
+            return (slots[entry.channel].slot[position],) if entry.kind in RECEIVES else (position,)
+        if entry.kind == OpKind.F and entry.stage > 0:
+            return (position, self._channel(Value(ValueKind.OUTPUT, entry.stage - 1, *entry[2:])))
+        if entry.kind == OpKind.B and entry.stage < self._last:
+            return (position, self._channel(Value(ValueKind.INPUT_GRAD, entry.stage + 1, *entry[2:])))
+        return (position, None)
+
+    def _channel(self, value: Value) -> Channel | None:
+        """Returns the channel on which `value` comes to this rank, None where it is made here."""
+        maker = self.program.schedule.placement.rank_of(value.stage, value.replica)
+        return None if maker == self._rank else message(value, maker=maker, taker=self._rank)[1].channel
+
+    def _stays(self, stage: int) -> bool:
+        return self.program.schedule.placement.rank_of(stage) == self._rank
+
+    def _forward(self, op: Op, position: int, channel: Channel | None) -> None:
+        batch, work = self._batch, self._stages[op.stage]
+        asked = time.perf_counter()
+        boundary = self._input(op, channel) if op.stage else None
+        begin = time.perf_counter()
+        if self._seed is not None:
+            work.module.surrounding = keyed_layers(self._seed, step=batch.step, microbatch=op.microbatch)
+        if boundary is None:
+            leaves, output = (), work.module(batch.inputs[op.microbatch])
+        else:
+            leaves, output = work.forward_from(boundary, training=batch.training)
+        self._deliver(op, work, leaves, output)
+        self.recorder.current.ops.append((position, asked, begin, time.perf_counter()))
+        self._links.reap()
+
+    def _input(self, op: Op, channel: Channel | None) -> Boundary:
+        value = Value(ValueKind.OUTPUT, op.stage - 1, op.microbatch, op.replica)
+        if channel is None:
+            boundary: Boundary = self._local.pop(value)
+            return boundary
+        tensors = self._links.take(value, channel)
+        return Boundary(self._links.spec(value), tuple(tensors))
+
+    def _deliver(self, op: Op, work: StageWork, leaves: tuple[torch.Tensor, ...], output: Any) -> None:
+        """Hands the output on: to the loss, to the caller, to the next stage here or on its way there."""
+        batch = self._batch
+        if op.stage == self._last:
+            if not batch.targets:
+                batch.outputs[op.microbatch] = output
+                return
+            loss = work.loss(output, batch.targets[op.microbatch])
+            batch.losses[op.microbatch] = loss.detach()
+            kept: tuple[torch.Tensor, ...] = (loss,)
+        else:
+            value = Value(ValueKind.OUTPUT, op.stage, op.microbatch, op.replica)
+            boundary = boundary_of(output)
+            kept = boundary.tensors
+            if self._stays(op.stage + 1):
+                self._local[value] = boundary
+            else:
+                self._links.offer(value, boundary)
+        if batch.training:
+            work.keep(op.microbatch, leaves, kept)
+
+    def _backward(self, op: Op, position: int, channel: Channel | None) -> None:
+        work = self._stages[op.stage]
+        asked = time.perf_counter()
+        grads = self._output_grads(op, channel)
+        begin = time.perf_counter()
+        inputs = work.backward(op.microbatch, grads)
+        if op.stage > 0:
+            value = Value(ValueKind.INPUT_GRAD, op.stage, op.microbatch, op.replica)
+            if self._stays(op.stage - 1):
+                self._local[value] = inputs
+            else:
+                self._links.offer_grads(value, inputs)
+        self.recorder.current.ops.append((position, asked, begin, time.perf_counter()))
+        self._links.reap()
+
+    def _output_grads(self, op: Op, channel: Channel | None) -> list[torch.Tensor]:
+        if op.stage == self._last:
+            loss = self._batch.losses[op.microbatch]
+            return [torch.full_like(loss, self._batch.scales[op.microbatch])]
+        value = Value(ValueKind.INPUT_GRAD, op.stage + 1, op.microbatch, op.replica)
+        if channel is None:
+            grads: list[torch.Tensor] = self._local.pop(value)
+            return grads
+        return self._links.take(value, channel)
+
+    def _reduce_grad(self, op: Op, position: int, _: Channel | None) -> None:
+        begin = time.perf_counter()
+        if self._reduce is not None:
+            self._reduce(self._stages[op.stage])
+        self.recorder.current.ops.append((position, begin, begin, time.perf_counter()))
+
+    def _send(self, entry: Transfer, position: int) -> None:
+        self.recorder.current.sends.append((position, time.perf_counter()))
+        self._links.send(entry)
+
+    def _receive(self, entry: Transfer, slot: int) -> None:
+        self._links.post(entry, slot)

@@ -1,0 +1,175 @@
+"""Messages of one rank: rings of receive buffers, sends under way, and the boundary shapes both ends know.
+
+Shapes are learned while they are used, never by a hidden forward. The first time a step runs with inputs of
+certain shapes (its *signature*), every boundary is preceded by a header that says what follows, and receives are
+posted when they are needed. From then on both ends know all shapes of that signature: no headers, receives
+posted as early as the program says, into the program's rings.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+
+import torch
+
+from penstock.errors import ModelError
+from penstock.ir.dependencies import Value, ValueKind, carried
+from penstock.ir.ops import Channel, Transfer
+from penstock.runtime.boundary import BoundarySpec, TensorSpec
+from penstock.runtime.stage_work import Boundary
+from penstock.runtime.transport import Pending, Transport
+
+SpecKey = tuple[int, int, int]
+"""(stage whose output it is, microbatch, replica)."""
+
+_MAX_SIGNATURES = 256
+
+
+@dataclass
+class _Signature:
+    """What is known about the boundaries of one signature."""
+
+    learned: bool = False
+    specs: dict[SpecKey, BoundarySpec] = field(default_factory=dict)
+
+
+class Links:
+    """Sends and receives of one rank over its transport.
+
+    Args:
+        transport: how tensors travel.
+        device: where received tensors live.
+    """
+
+    def __init__(self, transport: Transport, *, device: torch.device) -> None:
+        self._transport, self._device = transport, device
+        self._signatures: dict[int, _Signature] = {}
+        self._known = _Signature()
+        self._rings: dict[tuple[Channel, int, int], torch.Tensor] = {}
+        self._posted: dict[Value, tuple[list[Pending], list[torch.Tensor]]] = {}
+        self._unread: dict[Channel, deque[Transfer]] = defaultdict(deque)
+        self._read: dict[Value, list[torch.Tensor]] = {}
+        self._outgoing: dict[Value, tuple[torch.Tensor, ...]] = {}
+        self._sending: dict[Channel, deque[tuple[Pending, torch.Tensor]]] = defaultdict(deque)
+
+    def begin(self, signature: int) -> None:
+        """Starts a step whose inputs have the shapes of `signature`, the same on every rank."""
+        if signature not in self._signatures:
+            if len(self._signatures) >= _MAX_SIGNATURES:
+                self._signatures.clear()
+            self._signatures[signature] = _Signature()
+        self._known = self._signatures[signature]
+
+    def end(self) -> None:
+        """Waits until everything sent has left; what was learned in this step is known from now on."""
+        for sending in self._sending.values():
+            while sending:
+                sending.popleft()[0].wait()
+        self._known.learned = True
+
+    def abandon(self) -> None:
+        """Drops everything under way, after a step that did not finish."""
+        for store in (self._posted, self._unread, self._read, self._outgoing, self._sending, self._signatures):
+            store.clear()
+
+    def offer(self, value: Value, boundary: Boundary) -> None:
+        """Takes a stage's output that a later SEND_F carries away.
+
+        Raises:
+            ModelError: the boundary differs from what the other end was told, with unchanged inputs.
+        """
+        key = (value.stage, value.microbatch, value.replica)
+        known = self._known.specs.setdefault(key, boundary.spec)
+        if known != boundary.spec:
+            raise ModelError(
+                f"the output of stage {value.stage} on microbatch {value.microbatch} changed from {known} to "
+                f"{boundary.spec} although the inputs kept their shapes; make it depend on the inputs' shapes only"
+            )
+        self._outgoing[value] = tuple(tensor.detach() for tensor in boundary.tensors)
+
+    def offer_grads(self, value: Value, grads: list[torch.Tensor]) -> None:
+        """Takes the input gradients that a later SEND_B carries away."""
+        self._outgoing[value] = tuple(grads)
+
+    def send(self, transfer: Transfer) -> None:
+        """Starts to send what was offered."""
+        value = carried(transfer)
+        tensors = self._outgoing.pop(value)
+        if not self._known.learned and value.kind == ValueKind.OUTPUT:
+            self._send_header(transfer.channel, self._known.specs[(value.stage, value.microbatch, value.replica)])
+        for tensor in tensors:
+            self._start_send(transfer.channel, tensor.contiguous())
+
+    def reap(self) -> None:
+        """Frees what has left; never blocks."""
+        for sending in self._sending.values():
+            while sending and sending[0][0].done():
+                sending.popleft()[0].wait()
+
+    def post(self, transfer: Transfer, slot: int) -> None:
+        """Posts the receives of one boundary or gradient into the ring buffers of `slot`."""
+        if not self._known.learned:
+            self._unread[transfer.channel].append(transfer)
+            return
+        value = carried(transfer)
+        buffers = [
+            self._buffer(transfer.channel, slot, index, spec) for index, spec in enumerate(self._specs(transfer))
+        ]
+        pending = [self._transport.recv(transfer.channel, buffer) for buffer in buffers]
+        self._posted[value] = (pending, buffers)
+
+    def take(self, value: Value, channel: Channel) -> list[torch.Tensor]:
+        """Returns the tensors of a message, waiting for them if need be."""
+        if self._known.learned:
+            pending, buffers = self._posted.pop(value)
+            for work in pending:
+                work.wait()
+            return buffers
+        while value not in self._read:
+            transfer = self._unread[channel].popleft()
+            self._read[carried(transfer)] = self._read_message(transfer)
+        return self._read.pop(value)
+
+    def spec(self, value: Value) -> BoundarySpec:
+        """Returns the spec of a stage's output that this rank sent or received."""
+        return self._known.specs[(value.stage, value.microbatch, value.replica)]
+
+    def _specs(self, transfer: Transfer) -> list[TensorSpec]:
+        """Returns the tensors of a message: a whole boundary, or a gradient for each tensor that needs one."""
+        value = carried(transfer)
+        if value.kind == ValueKind.OUTPUT:
+            return list(self.spec(value).tensors)
+        boundary = self._known.specs[(transfer.stage, value.microbatch, value.replica)]
+        return [spec for spec in boundary.tensors if spec.needs_grad]
+
+    def _buffer(self, channel: Channel, slot: int, index: int, spec: TensorSpec) -> torch.Tensor:
+        buffer = self._rings.get((channel, slot, index))
+        if buffer is None or buffer.shape != spec.shape or buffer.dtype != spec.dtype:
+            buffer = self._rings[(channel, slot, index)] = spec.empty(self._device)
+        return buffer
+
+    def _read_message(self, transfer: Transfer) -> list[torch.Tensor]:
+        value = carried(transfer)
+        if value.kind == ValueKind.OUTPUT:
+            key = (value.stage, value.microbatch, value.replica)
+            self._known.specs[key] = self._receive_header(transfer.channel)
+        tensors = [spec.empty(self._device) for spec in self._specs(transfer)]
+        for tensor in tensors:
+            self._transport.recv(transfer.channel, tensor).wait()
+        return tensors
+
+    def _send_header(self, channel: Channel, spec: BoundarySpec) -> None:
+        data = torch.frombuffer(bytearray(spec.encode()), dtype=torch.uint8).to(self._device)
+        self._start_send(channel, torch.tensor([data.numel()], device=self._device))
+        self._start_send(channel, data)
+
+    def _receive_header(self, channel: Channel) -> BoundarySpec:
+        length = torch.zeros(1, dtype=torch.int64, device=self._device)
+        self._transport.recv(channel, length).wait()
+        data = torch.empty(int(length.item()), dtype=torch.uint8, device=self._device)
+        self._transport.recv(channel, data).wait()
+        return BoundarySpec.decode(data.cpu().numpy().tobytes())
+
+    def _start_send(self, channel: Channel, tensor: torch.Tensor) -> None:
+        self._sending[channel].append((self._transport.send(channel, tensor), tensor))

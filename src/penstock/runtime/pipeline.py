@@ -1,0 +1,395 @@
+"""Pipeline: a model spread over ranks by its layers, in the user's own training loop."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from penstock._version import __version__
+from penstock.errors import HandshakeError, ModelError, UserError
+from penstock.ir.schedule import Schedule
+from penstock.lowering import lower
+from penstock.models import CutModel, cut
+from penstock.partition import Partition
+from penstock.runtime.agreement import check_same
+from penstock.runtime.clipping import clip, total_norm
+from penstock.runtime.distributed import DistributedTransport
+from penstock.runtime.engine import Engine
+from penstock.runtime.feed import Call, Feed, WeightFunction
+from penstock.runtime.links import Links
+from penstock.runtime.measured import decode_record, encode_record, measured_timeline
+from penstock.runtime.microbatches import even_sizes, ragged_sizes
+from penstock.runtime.outputs import broadcast_output, joined
+from penstock.runtime.plan import RunPlan, make_plan
+from penstock.runtime.replicas import Replicas
+from penstock.runtime.stage_work import LossFunction, StageWork
+from penstock.runtime.step_batch import StepBatch
+from penstock.runtime.transport import Transport, gather_bytes
+from penstock.schedules import forward_only
+from penstock.timeline import Timeline
+from penstock.verifier import Proof, verify
+
+
+class Pipeline:
+    """A model cut into stages, this rank's part of it, and the schedule that trains it.
+
+    Every rank makes its Pipeline with the same model and arguments and then runs the same lines. All ranks agree
+    before anything runs: a rank with another plan, or one that calls something else, is named in the error.
+
+    The gradient of a step is that of Σ loss_i · w_i / Σ w_i over all microbatches and data-parallel replicas, added to
+    `.grad`. Clipping, the optimizer and its schedule are the user's own.
+
+    Args:
+        model: an nn.Sequential or a list of modules, each taking what the one before returns.
+        loss_fn: (output, target) of a microbatch -> its loss, one number; None for inference only.
+        mesh: ranks by axis: "pp", and "dp_replicate" for data-parallel replicas; None means that all ranks of the
+            torch.distributed job form one pipeline.
+        transport: another way to the other ranks, e.g. from `run_ranks`; excludes mesh.
+        schedule: a name, a Schedule, or the path of its JSON file.
+        num_microbatches: m; may be left out where the schedule has it.
+        partition: layers per stage, e.g. [3, 5]; None for equal numbers.
+        device: where this rank computes; None means where its parameters are.
+        weight_fn: targets of a microbatch -> w_i; None takes its number of samples.
+        seed: keys random numbers by (seed, step, microbatch, layer), so that dropout is the same under every schedule
+            and layout; None leaves torch's generators alone.
+        timeout_seconds: deadline of every wait for another rank.
+
+    Attributes:
+        rank: this rank's place in the pipeline.
+        plan: schedule with its proof, partition, and the stage of every parameter.
+        steps_done: training steps so far; set it when a run resumes, random numbers depend on it.
+
+    Raises:
+        UserError: anything that cannot work, before any training, on every rank.
+    """
+
+    def __init__(  # noqa: PLR0913  # the public face: each argument is one decision of the user's
+        self,
+        model: Any,
+        loss_fn: LossFunction | None = None,
+        *,
+        mesh: DeviceMesh | None = None,
+        transport: Transport | None = None,
+        schedule: str | Path | Schedule = "one_f_one_b",
+        num_microbatches: int | None = None,
+        partition: Partition | Sequence[int] | None = None,
+        device: torch.device | str | None = None,
+        weight_fn: WeightFunction | None = None,
+        seed: int | None = None,
+        timeout_seconds: float = 300.0,
+    ) -> None:
+        self._transport, self._replicas = _ranks(mesh, transport, timeout_seconds)
+        self.rank, self.num_ranks = self._transport.rank, self._transport.num_ranks
+        self.steps_done = 0
+        self._calls = 0
+        self._has_loss = loss_fn is not None
+        plan: RunPlan | None = None
+        problem: UserError | None = None
+        try:
+            layers = cut(model)
+            plan = make_plan(
+                layers,
+                schedule=schedule,
+                num_ranks=self.num_ranks,
+                num_microbatches=num_microbatches,
+                partition=partition,
+                reduce_gradients=self._replicas is not None,
+            )
+        except UserError as error:
+            problem = error
+        check_same(self._transport, _facts(layers, plan) if plan else {}, problem)
+        if plan is None:  # check_same has raised the problem
+            raise HandshakeError("no plan")
+        self.plan = plan
+        self._seed = seed
+        self._layer_names = list(layers.layers)
+        self._sizes = {
+            f"{layer_name}.{name}": parameter.numel()
+            for layer_name, layer in layers.layers.items()
+            for name, parameter in layer.named_parameters()
+        }
+        self._build(layers, loss_fn, device)
+        self._feed = Feed(
+            self._transport,
+            device=self.device,
+            holds_first=self.has_first_stage,
+            holds_last=self.has_last_stage,
+            weight_fn=weight_fn,
+            replicas=self._replicas,
+        )
+        self._links = Links(self._transport, device=self.device)
+        self._transport.open(plan.proof.program.channels)
+        self._training = self._engine(plan.proof)
+        self._evaluating: dict[int, Engine] = {}
+
+    def _build(self, layers: CutModel, loss_fn: LossFunction | None, device: torch.device | str | None) -> None:
+        placement = self.plan.placement
+        last = placement.num_stages - 1
+        self._stages = {
+            stage: StageWork(layers.stage(self.plan.partition, stage), loss_fn=loss_fn if stage == last else None)
+            for stage in placement.stages_of(self.rank)
+        }
+        self.has_first_stage = 0 in self._stages
+        self.has_last_stage = last in self._stages
+        first = next(self.parameters(), None)
+        self.device = torch.device(device or (first.device if first is not None else "cpu"))
+        for work in self._stages.values():
+            work.module.to(self.device)
+
+    def _engine(self, proof: Proof) -> Engine:
+        return Engine(
+            proof,
+            self._stages,
+            links=self._links,
+            transport=self._transport,
+            seed=self._seed,
+            reduce=self._reduce_stage if self._replicas else None,
+        )
+
+    def _reduce_stage(self, work: StageWork) -> None:
+        if self._replicas is not None:
+            self._replicas.sum_grads(list(work.module.parameters()))
+
+    @property
+    def schedule(self) -> Schedule:
+        """The order of compute ops that trains the model."""
+        return self.plan.schedule
+
+    @property
+    def num_microbatches(self) -> int:
+        """Microbatches per step, m."""
+        return self.schedule.num_microbatches
+
+    def step(self, inputs: Any = None, targets: Any = None) -> torch.Tensor:
+        """Returns the loss of one step, the same number on every rank; gradients are added to `.grad`.
+
+        Args:
+            inputs: a tensor, or a tuple, list or dict of tensors, with the batch as first dimension; needed on the
+                rank of the first stage, ignored elsewhere.
+            targets: likewise, needed on the rank of the last stage.
+
+        Raises:
+            BatchError: a batch that does not divide into the microbatches, or the arguments of another rank.
+            HandshakeError: the ranks called different things.
+            RankFailedError: another rank failed or fell silent.
+        """
+        self._need_loss()
+        if self._replicas is not None:
+            self._replicas.set_aside(list(self.parameters()))
+        sizes = partial(even_sizes, num_microbatches=self.num_microbatches)
+        loss = self._loss(self._run("step", inputs, targets, sizes))
+        self.steps_done += 1
+        return loss
+
+    def evaluate(self, inputs: Any = None, targets: Any = None) -> torch.Tensor:
+        """Returns the loss of a batch of any size, the same number on every rank; touches no gradient.
+
+        Modules run in eval mode and are put back to the mode they were in. Arguments and errors as for `step`.
+        """
+        self._need_loss()
+        sizes = partial(ragged_sizes, num_microbatches=self.num_microbatches)
+        with self._eval_mode():
+            return self._loss(self._run("evaluate", inputs, targets, sizes))
+
+    def forward(self, inputs: Any = None, *, broadcast: bool = False) -> Any:
+        """Returns the model's output for a batch of any size, on the rank of the last stage; None elsewhere.
+
+        Modules run in eval mode, without gradients.
+
+        Args:
+            inputs: as for `step`.
+            broadcast: return the output on every rank.
+        """
+        sizes = partial(ragged_sizes, num_microbatches=self.num_microbatches)
+        with self._eval_mode():
+            batch = self._run("forward", inputs, None, sizes)
+        output = joined([batch.outputs[i] for i in range(len(batch.outputs))]) if self.has_last_stage else None
+        if broadcast:
+            return broadcast_output(self._transport, output, source=self._last_rank, device=self.device)
+        return output
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yields this rank's parameters, for an optimizer."""
+        for _, parameter in self.named_parameters():
+            yield parameter
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yields this rank's parameters with their names in the original model."""
+        for work in self._stages.values():
+            yield from work.module.named_parameters()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns this rank's parameters and buffers by their names in the original model."""
+        return {name: value for work in self._stages.values() for name, value in work.module.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes this rank's parameters and buffers out of `state`, which may hold the whole model's.
+
+        Raises:
+            ModelError: one is missing or has another shape.
+        """
+        for work in self._stages.values():
+            own = work.module.state_dict().keys()
+            missing = sorted(name for name in own if name not in state)
+            if missing:
+                raise ModelError(f"the state has no {', '.join(missing[:5])}, which rank {self.rank} needs")
+            try:
+                work.module.load_state_dict({name: state[name] for name in own})
+            except RuntimeError as error:
+                raise ModelError(f"the state does not fit this model: {error}") from None
+
+    def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> torch.Tensor:
+        """Returns the norm of the whole model's gradients, and scales them down where it is above `max_norm`.
+
+        The norm is that of the unsplit model, the same on every rank and in every layout. Every rank calls it.
+
+        Args:
+            max_norm: largest norm allowed.
+            norm_type: 2.0, another p, or inf.
+
+        Raises:
+            BatchError: max_norm is not above 0.
+        """
+        grads = {name: value.grad for name, value in self.named_parameters() if value.grad is not None}
+        norm = total_norm(self._transport, grads, list(self.plan.parameter_stages), norm_type=norm_type)
+        clip(list(grads.values()), norm, max_norm=max_norm)
+        return norm
+
+    def trace(self, steps: int = 1) -> list[Timeline]:
+        """Returns the measured timelines of the last training steps, the latest last, on every rank.
+
+        The clocks of the ranks are aligned; time 0 is when the first rank began. Every rank calls it.
+
+        Args:
+            steps: how many; at most 32 are kept.
+        """
+        records = list(self._training.recorder.steps)[-steps:]
+        offsets = self._transport.clock_offsets()
+        program = self.plan.proof.program
+        timelines = []
+        for record in records:
+            rows = [decode_record(data) for data in gather_bytes(self._transport, encode_record(record))]
+            timelines.append(measured_timeline(program, rows, offsets))
+        return timelines
+
+    def summary(self) -> str:
+        """Returns a table of the stages: rank, layers, parameters."""
+        counts = dict.fromkeys(range(self.plan.partition.num_stages), 0)
+        for name, stage in self.plan.parameter_stages.items():
+            counts[stage] += self._sizes[name]
+        total = sum(counts.values()) or 1
+        lines = [f"{self.schedule.name}: {self.num_ranks} ranks, {self.num_microbatches} microbatches"]
+        for stage, count in counts.items():
+            layers = self.plan.partition.layers_of(stage)
+            names = f"{self._layer_names[layers.start]} … {self._layer_names[layers.stop - 1]}"
+            rank = self.plan.placement.rank_of(stage)
+            lines.append(f"stage {stage} on rank {rank}: {len(layers)} layers ({names}), {count:,} parameters, {count / total:.0%}")
+        return "\n".join(lines)
+
+    def close(self) -> None:
+        """Ends this rank's part; other ranks may still be at work. Called by itself at the end of the process."""
+        self._transport.close()
+
+    @property
+    def _last_rank(self) -> int:
+        return self.plan.placement.rank_of(self.plan.placement.num_stages - 1)
+
+    def _need_loss(self) -> None:
+        if not self._has_loss:
+            raise ModelError("this pipeline was made without a loss function; pass loss_fn= to Pipeline, or use forward")
+
+    def _run(self, name: str, inputs: Any, targets: Any, sizes: Callable[[int], list[int]]) -> StepBatch:
+        """Runs one call: agreement, then the program; on every rank alike."""
+        cursor = self._transport.cursor
+        self._calls += 1
+        cursor.step, cursor.entries, cursor.call = self._calls, (), name
+        try:
+            call = Call(name, self._calls, inputs, targets, sizes)
+            batch, agreed = self._feed.prepare(call, training=name == "step", step=self.steps_done)
+            engine = self._training if name == "step" else self._evaluation(len(sizes(agreed.inputs)))
+            engine.run(batch, signature=agreed.signature)
+            return batch
+        finally:
+            cursor.call, cursor.waiting_for = "", -1
+
+    def _evaluation(self, num_microbatches: int) -> Engine:
+        """Returns the engine of a forward-only program, made once per number of microbatches."""
+        if num_microbatches not in self._evaluating:
+            program = lower(forward_only(self.plan.placement, num_microbatches))
+            self._transport.open(program.channels)
+            self._evaluating[num_microbatches] = self._engine(verify(program))
+        return self._evaluating[num_microbatches]
+
+    def _loss(self, batch: StepBatch) -> torch.Tensor:
+        """Returns the loss of all microbatches and replicas, on every rank."""
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        if self.has_last_stage:
+            loss = batch.mean_loss()
+            if self._replicas is not None:
+                loss = self._replicas.sum_tensor(loss)
+        self._transport.broadcast(loss, self._last_rank)
+        return loss
+
+    @contextmanager
+    def _eval_mode(self) -> Iterator[None]:
+        modes = [(module, module.training) for work in self._stages.values() for module in work.module.modules()]
+        try:
+            for work in self._stages.values():
+                work.module.eval()
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+def _ranks(
+    mesh: DeviceMesh | None, transport: Transport | None, timeout_seconds: float
+) -> tuple[Transport, Replicas | None]:
+    """Returns the way to the other ranks of this pipeline, and this rank's data-parallel replicas."""
+    if not timeout_seconds > 0:
+        raise HandshakeError(f"timeout_seconds={timeout_seconds}; use a number of seconds above 0, e.g. 300")
+    if transport is not None:
+        if mesh is not None:
+            raise HandshakeError("mesh and transport are both given; give one of them")
+        return transport, None
+    if mesh is None:
+        return DistributedTransport(timeout_seconds=timeout_seconds), None
+    names = mesh.mesh_dim_names or ()
+    if "pp" not in names or set(names) - {"pp", "dp_replicate"}:
+        raise HandshakeError(
+            f'the mesh has axes {names}; name them "pp" and, for data-parallel replicas, "dp_replicate", e.g. '
+            'init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp_replicate", "pp"))'
+        )
+    pipeline = DistributedTransport(mesh.get_group("pp"), timeout_seconds=timeout_seconds)
+    return pipeline, Replicas(mesh.get_group("dp_replicate")) if "dp_replicate" in names else None
+
+
+def _facts(layers: CutModel, plan: RunPlan | None) -> dict[str, Any]:
+    """Returns what all ranks must hold alike, the most telling first."""
+    if plan is None:
+        return {}
+    shapes = hashlib.sha256()
+    for name, layer in layers.layers.items():
+        for key, value in layer.state_dict().items():
+            shapes.update(f"{name}.{key} {_described(value)}\n".encode())
+    return {
+        "penstock version": __version__,
+        "schedule": plan.schedule.name,
+        "num_microbatches": plan.schedule.num_microbatches,
+        "partition": list(plan.partition.boundaries),
+        "program": plan.proof.program.digest[:16],
+        "layers": list(layers.layers),
+        "shapes of parameters and buffers": shapes.hexdigest()[:16],
+    }
+
+
+def _described(value: Any) -> str:
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__

@@ -1,0 +1,33 @@
+"""Random numbers keyed by (seed, step, microbatch, layer), so that no layout or schedule changes them."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from penstock.models.cut import LayerContext
+
+_default_generator = threading.RLock()
+"""Threads of one process (loopback ranks) share torch's default generator; a keyed layer has it alone."""
+
+
+def layer_seed(seed: int, *, step: int, microbatch: int, layer: int) -> int:
+    """Returns the 63-bit seed of one layer's forward."""
+    key = f"{seed}/{step}/{microbatch}/{layer}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+
+
+def keyed_layers(seed: int, *, step: int, microbatch: int) -> LayerContext:
+    """Returns what to put around each layer's forward: torch's generator seeded for it, then put back."""
+
+    @contextmanager
+    def surrounding(layer: int) -> Iterator[None]:
+        with _default_generator, torch.random.fork_rng():
+            torch.manual_seed(layer_seed(seed, step=step, microbatch=microbatch, layer=layer))
+            yield
+
+    return surrounding

@@ -1,0 +1,103 @@
+"""Forward and backward of one stage: what it keeps of each microbatch in flight, and no longer than needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from penstock.errors import BatchError
+from penstock.models import Stage
+from penstock.runtime.boundary import BoundarySpec, flatten, unflatten
+
+LossFunction = Callable[[Any, Any], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A value between two stages: its spec and its tensors."""
+
+    spec: BoundarySpec
+    tensors: tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class _InFlight:
+    """What a forward leaves for its backward: where gradients come out and where they go in.
+
+    Only the edges of the autograd graph are kept, not the output: its memory is free once it is sent.
+    """
+
+    inputs: tuple[torch.Tensor, ...]
+    edges: tuple[GradientEdge, ...]
+
+
+class StageWork:
+    """One stage on its rank, with the microbatches it has in flight.
+
+    Args:
+        module: the stage's layers.
+        loss_fn: set on the last stage only: (output, target) -> scalar loss of the microbatch.
+    """
+
+    def __init__(self, module: Stage, *, loss_fn: LossFunction | None) -> None:
+        self.module = module
+        self.loss_fn = loss_fn
+        self._in_flight: dict[int, _InFlight] = {}
+
+    def forget(self) -> None:
+        """Drops all microbatches in flight, after a step that did not finish."""
+        self._in_flight.clear()
+
+    def forward_from(self, boundary: Boundary, *, training: bool) -> tuple[tuple[torch.Tensor, ...], Any]:
+        """Returns the leaf tensors that enter the stage, and its output."""
+        leaves = tuple(
+            tensor.detach().requires_grad_(spec.needs_grad and training)
+            for tensor, spec in zip(boundary.tensors, boundary.spec.tensors, strict=True)
+        )
+        return leaves, self.module(unflatten(boundary.spec, leaves))
+
+    def keep(self, microbatch: int, leaves: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> None:
+        """Keeps what the backward of `microbatch` needs."""
+        edges = tuple(get_gradient_edge(output) for output in outputs if output.requires_grad)
+        self._in_flight[microbatch] = _InFlight(tuple(leaf for leaf in leaves if leaf.requires_grad), edges)
+
+    def backward(self, microbatch: int, grads: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Runs the full backward; returns the gradients of the inputs that need one, in order.
+
+        Args:
+            microbatch: one whose forward has run.
+            grads: one for each output that needs a gradient; for the loss its weight.
+        """
+        kept = self._in_flight.pop(microbatch)
+        if kept.edges:
+            torch.autograd.backward(kept.edges, list(grads))
+        return [_take_grad(leaf) for leaf in kept.inputs]
+
+    def loss(self, output: Any, target: Any) -> torch.Tensor:
+        """Returns the loss of one microbatch.
+
+        Raises:
+            BatchError: the loss function does not return a scalar tensor.
+        """
+        if self.loss_fn is None:
+            raise BatchError("this pipeline has no loss function; pass loss_fn= to Pipeline")
+        loss = self.loss_fn(output, target)
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            what = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise BatchError(f"loss_fn returned {what}; return one number a microbatch, e.g. the mean over its samples")
+        return loss
+
+
+def boundary_of(output: Any) -> Boundary:
+    """Returns a stage's output as a boundary; its tensors still belong to the autograd graph."""
+    spec, tensors = flatten(output)
+    return Boundary(spec, tuple(tensors))
+
+
+def _take_grad(leaf: torch.Tensor) -> torch.Tensor:
+    grad, leaf.grad = leaf.grad, None
+    return torch.zeros_like(leaf) if grad is None else grad

@@ -1,0 +1,106 @@
+"""Tables about timelines, readable as plain text: planned against measured, and what a simulation says."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.table import Table
+
+from penstock.errors import UserError
+from penstock.timeline import Timeline
+from penstock.view.units import Unit, time_unit
+
+_BUBBLE_CAPTION = """\
+step: {planned} planned, {measured} measured ({change})
+
+Each cell: {unit}, and its share of the step, from 0 to the last op's end.
+bubble = step - compute = waiting + transfer + other, of which
+  waiting   stood still until a peer sent its message
+  transfer  stood still while the message was under way
+  other     host work between ops, time before the first, after the last
+These parts and compute are measured. "all" is the mean over ranks: its
+share of the step is the bubble_fraction."""
+
+
+def bubble_table(planned: Timeline, measured: Timeline) -> Table:
+    """Returns each rank's bubble, planned against measured, and what the measured one is made of.
+
+    The bubble of a rank is the makespan minus the compute on that rank; over all ranks its share is
+    `bubble_fraction`. Within 80 columns.
+
+    Raises:
+        UserError: timelines of different numbers of ranks.
+    """
+    if planned.num_ranks != measured.num_ranks:
+        raise UserError(
+            f"planned has {planned.num_ranks} ranks, measured {measured.num_ranks}; "
+            "compare timelines of one schedule"
+        )
+    unit = time_unit(max(planned.makespan, measured.makespan))
+    table = Table(
+        title="Where the step went",
+        title_style="bold",
+        title_justify="left",
+        caption=_BUBBLE_CAPTION.format(
+            planned=unit.text(planned.makespan),
+            measured=unit.text(measured.makespan),
+            change=_change(planned.makespan, measured.makespan),
+            unit=unit.name,
+        ),
+        caption_justify="left",
+        caption_style="dim",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("rank", justify="right")
+    table.add_column("planned\nbubble", justify="right", style="cyan")
+    table.add_column("measured\nbubble", justify="right", style="bold")
+    for part in ("waiting", "transfer", "other", "compute"):
+        table.add_column(f"\n{part}", justify="right")
+    ranks = range(measured.num_ranks)
+    for rank in ranks:
+        table.add_row(str(rank), *_cells(planned, measured, [rank], unit), end_section=rank == ranks[-1])
+    table.add_row("all", *_cells(planned, measured, list(ranks), unit))
+    return table
+
+
+def rank_table(timeline: Timeline) -> Table:
+    """Returns for each rank of one timeline its bubble, compute and peaks."""
+    unit = time_unit(timeline.makespan)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("rank", f"compute ({unit.name})", f"bubble ({unit.name})", "bubble", "peak activations"):
+        table.add_column(heading, justify="right")
+    for rank, (busy, peak) in enumerate(zip(timeline.busy, timeline.peak_activations, strict=True)):
+        idle = timeline.makespan - busy
+        table.add_row(
+            str(rank), unit.number(busy), unit.number(idle), _percent(idle, timeline.makespan), str(peak)
+        )
+    return table
+
+
+def _cells(planned: Timeline, measured: Timeline, ranks: list[int], unit: Unit) -> list[str]:
+    """Returns the columns behind the rank: the mean over `ranks`."""
+    shares = [measured.shares(rank) for rank in ranks]
+    compute, waiting, transfer, other = (float(sum(part)) / len(ranks) for part in zip(*shares, strict=True))
+    foreseen = planned.makespan - float(sum(planned.busy[rank] for rank in ranks)) / len(ranks)
+    parts = (waiting, transfer, other, compute)
+    return [
+        _cell(foreseen, planned.makespan, unit, share=".1%"),
+        _cell(measured.makespan - compute, measured.makespan, unit, share=".1%"),
+        *(_cell(seconds, measured.makespan, unit, share=".0%") for seconds in parts),
+    ]
+
+
+def _cell(seconds: float, step: float, unit: Unit, *, share: str) -> str:
+    # A remainder of rounding is nothing, not minus nothing.
+    seconds = 0.0 if abs(seconds) < 1e-9 * step else float(seconds)
+    decimals = 1 if step * unit.per_base >= 10 else 2
+    width = len(format(1, share)) - 1
+    return f"{seconds * unit.per_base:.{decimals}f} {_percent(seconds, step, share):>{width}}"
+
+
+def _percent(part: float, whole: float, share: str = ".1%") -> str:
+    return format(float(part / whole), share) if whole else "-"
+
+
+def _change(before: float, after: float) -> str:
+    return f"{after / before - 1:+.1%}" if before else "nothing was planned"
