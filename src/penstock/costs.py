@@ -9,10 +9,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
+from statistics import median
 from operator import add
 
 from penstock.errors import UserError
 from penstock.ir.ops import OpKind
+from penstock.timeline import Timeline
 
 PerStage = float | Sequence[float]
 """One number for all stages, or one a stage."""
@@ -106,3 +108,25 @@ def _check(field: str, value: object) -> None:
         raise UserError(f"{field}={value!r} is not a number; give seconds or bytes, e.g. {field}=1.0")
     if not math.isfinite(value) or value < 0:
         raise UserError(f"{field}={value}; a cost is finite and not negative, e.g. {field}=1.0")
+
+
+def measured_costs(timelines: Sequence[Timeline]) -> StageCosts:
+    """Returns the median seconds of each kind of op on each stage over these measured timelines.
+
+    Kinds that did not run cost nothing; a full backward counts as `backward`.
+
+    Raises:
+        UserError: no timeline, or one without a single op.
+    """
+    seconds: dict[tuple[OpKind, int], list[float]] = {}
+    for timeline in timelines:
+        for span in timeline.spans:
+            seconds.setdefault((span.op.kind, span.op.stage), []).append(span.end - span.start)
+    if not seconds:
+        raise UserError("no measured op to take costs from; run a step first")
+    num_stages = 1 + max(stage for _, stage in seconds)
+    fields = {
+        field: tuple(median(seconds.get((kind, stage), [0.0])) for stage in range(num_stages))
+        for kind, field in _SECONDS.items()
+    }
+    return StageCosts(**fields)

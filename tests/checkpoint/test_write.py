@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -169,6 +171,20 @@ def test_a_full_disk_on_one_rank_is_the_same_error_on_all_and_nothing_changes(
     assert content(tmp_path) == before
     monkeypatch.undo()
     assert save_over(3, tmp_path, step=step, keep=1) == [tmp_path / f"step-{step:08d}"] * 3
+
+
+def test_a_disk_that_fills_up_names_the_file(tmp_path: Path) -> None:
+    script = f"""
+import pathlib, resource, signal, torch
+from penstock.checkpoint import Shard, save
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+shard = Shard({{"model/weight": torch.zeros(100_000)}})
+save(pathlib.Path({str(tmp_path)!r}), shard, step=1, rank=0, exchange=lambda b: [b], keep=1, extra={{}})
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert f"rank 0: cannot write {tmp_path / 'step-00000001' / 'rank-0.safetensors'}" in ended.stderr
+    assert not content(tmp_path)
 
 
 def test_an_unforeseen_error_on_one_rank_hangs_no_other(

@@ -71,6 +71,13 @@ def test_a_shorter_sequence_gives_the_same_logits() -> None:
     torch.testing.assert_close(model(text[:, :5]), model(text)[:, :5], rtol=1e-12, atol=1e-12)
 
 
+def test_features_of_a_byte_tell_the_byte_before_it() -> None:
+    embed = gpt_layers(SMALL, seed=0)[0][1]()
+    features = embed(torch.tensor([[7, 9], [8, 9], [9, 9]]))
+    assert not torch.equal(features[0, 1], features[1, 1])
+    assert torch.equal(features[2, 0], embed(torch.tensor([[9]]))[0, 0])
+
+
 def test_a_sequence_beyond_the_context_is_refused_with_both_numbers() -> None:
     with pytest.raises(BatchError, match=r"13 bytes do not fit model\.context=12"):
         build_gpt(SMALL, seed=0)(tokens(1, 13))

@@ -27,9 +27,15 @@ LOOPBACK_ADDRESSES = {"0100007F", "00000000000000000000000001000000", "000000000
 class Job:
     """A running command whose output is read from files, so that nothing blocks on a pipe."""
 
-    def __init__(self, directory: Path, *command: str) -> None:
-        self.out, self.err = directory / "out", directory / "err"
-        environment = dict(os.environ, PYTHONPATH=str(ROOT / "src"), GLOO_SOCKET_IFNAME="lo")
+    def __init__(self, directory: Path, *command: str, interface: str) -> None:
+        self.out, self.err, self.temporary = directory / "out", directory / "err", directory / "temporary"
+        self.temporary.mkdir(parents=True)
+        environment = dict(
+            os.environ,
+            PYTHONPATH=str(ROOT / "src"),
+            TMPDIR=str(self.temporary),
+            GLOO_SOCKET_IFNAME=interface,
+        )
         environment.pop("OMP_NUM_THREADS", None)
         with self.out.open("w") as out, self.err.open("w") as err:
             self.process = subprocess.Popen(
@@ -59,21 +65,20 @@ class Job:
     def finish(self) -> int:
         return self.process.wait(PATIENCE_SECONDS)
 
-    def assert_nobody_left(self) -> None:
+    def assert_nothing_left(self) -> None:
         deadline = time.monotonic() + LEAVING_SECONDS
         while any(_runs(process) for process in self.seen):
             assert time.monotonic() < deadline, f"still running: {[p for p in self.seen if _runs(p)]}"
             time.sleep(0.05)
+        assert list(self.temporary.glob("penstock-*")) == []
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
     jobs: list[Job] = []
 
-    def start_job(*command: str) -> Job:
-        directory = tmp_path / f"job{len(jobs)}"
-        directory.mkdir()
-        jobs.append(Job(directory, *command))
+    def start_job(*command: str, interface: str = "lo") -> Job:
+        jobs.append(Job(tmp_path / f"job{len(jobs)}", *command, interface=interface))
         return jobs[-1]
 
     yield start_job
@@ -96,7 +101,8 @@ def test_ranks_join_share_the_cores_and_leave_without_noise(start: Callable[...,
 def test_nothing_listens_beyond_loopback_and_only_the_launcher_hosts_a_store(
     start: Callable[..., Job],
 ) -> None:
-    job = start(str(JOB), "hang")
+    others = [name for _, name in socket.if_nameindex() if not name.startswith("lo")]
+    job = start(str(JOB), "hang", interface=others[0] if others else "lo")  # Gloo would listen there
     ranks = job.wait_for_ranks()
     launcher = _listening_addresses(job.process.pid)
     assert launcher, "found no listening socket at all: the test looks in the wrong place"
@@ -117,7 +123,7 @@ def test_ctrl_c_ends_ranks_blocked_in_gloo_with_one_line(
     assert job.finish() == 130
     assert time.monotonic() - began < LEAVING_SECONDS
     assert job.err.read_text() == "stopped by Ctrl-C in step 12; all 2 ranks have ended\n"
-    job.assert_nobody_left()
+    job.assert_nothing_left()
 
 
 @pytest.mark.parametrize("seconds", [0.7, 2.2])
@@ -128,25 +134,39 @@ def test_ctrl_c_during_the_start_ends_it_with_one_line(start: Callable[..., Job]
     os.kill(job.process.pid, signal.SIGINT)
     assert job.finish() == 130
     assert job.err.read_text() == "stopped by Ctrl-C; all 2 ranks have ended\n"
-    job.assert_nobody_left()
+    job.assert_nothing_left()
 
 
 def test_sigterm_to_the_launcher_ends_all(start: Callable[..., Job]) -> None:
-    job = start(str(JOB), "hang")
+    job = start(str(JOB), "close_files")
     job.wait_for_ranks()
     job.process.send_signal(signal.SIGTERM)
     assert job.finish() == 128 + signal.SIGTERM
-    assert job.err.read_text() == "stopped by SIGTERM in step 12; all 2 ranks have ended\n"
-    job.assert_nobody_left()
+    assert job.err.read_text() == "stopped by SIGTERM; all 2 ranks have ended\n"
+    assert sorted(job.lines("closed")) == [["0"], ["1"]], "a rank has time to clean up"
+    job.assert_nothing_left()
+
+
+def test_a_second_ctrl_c_kills_a_rank_that_cannot_leave(start: Callable[..., Job]) -> None:
+    job = start(str(JOB), "close_files", "1")
+    os.kill(job.wait_for_ranks(1)[0], signal.SIGSTOP)
+    job.process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    job.process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    assert job.finish() == 130
+    assert time.monotonic() - began < 3.0, "waited for the stopped rank"
+    job.assert_nothing_left()
 
 
 @pytest.mark.parametrize("deed", ["hang", "swallow"])
 def test_ranks_follow_a_killed_launcher(start: Callable[..., Job], deed: str) -> None:
-    job = start(str(JOB), deed)
-    job.wait_for_ranks()
+    ranks = 2 if deed == "hang" else 1
+    job = start(str(JOB), deed, str(ranks))
+    job.wait_for_ranks(ranks)
     job.process.kill()
     job.finish()
-    job.assert_nobody_left()
+    job.assert_nothing_left()
     assert job.err.read_text() == ""
 
 
@@ -160,22 +180,22 @@ def test_a_killed_rank_is_named_with_where_all_were(start: Callable[..., Job]) -
         "  it was at RECV stage 1 of step 12, waiting for rank 0\n"
         "  rank 0 was at RECV stage 0 of step 12, waiting for rank 1\n"
     )
-    job.assert_nobody_left()
+    job.assert_nothing_left()
 
 
 def test_a_stopped_rank_that_swallows_every_exception_leaves_all_the_same(start: Callable[..., Job]) -> None:
-    job = start(str(JOB), "swallow")
-    os.kill(job.wait_for_ranks()[0], signal.SIGTERM)
+    job = start(str(JOB), "swallow", "1")
+    os.kill(job.wait_for_ranks(1)[0], signal.SIGTERM)
     assert job.finish() == 1
     assert job.err.read_text() == "rank 0 was stopped: SIGTERM\n"
-    job.assert_nobody_left()
+    job.assert_nothing_left()
 
 
 def test_a_user_error_is_printed_as_its_message_alone(start: Callable[..., Job]) -> None:
     job = start(str(JOB), "refuse")
     assert job.finish() == 2
     assert job.err.read_text() == "num_microbatches=3 does not fit; use a multiple of 4, e.g. 4\n"
-    job.assert_nobody_left()
+    job.assert_nothing_left()
 
 
 def test_another_error_is_printed_once_with_rank_and_traceback(start: Callable[..., Job]) -> None:
@@ -187,14 +207,14 @@ def test_another_error_is_printed_once_with_rank_and_traceback(start: Callable[.
     assert message.endswith("    raise error\nValueError: the loss is not finite\n")
     assert "processes.py" not in message, "our own frame is of no use to the reader"
     assert "Connection" not in message
-    job.assert_nobody_left()
+    job.assert_nothing_left()
 
 
 def test_a_rank_that_exits_without_a_word_is_named(start: Callable[..., Job]) -> None:
     job = start(str(JOB), "exit_silently")
     assert job.finish() == 1
     assert job.err.read_text() == "rank 1 ended with exit code 7 and gave no reason\n"
-    job.assert_nobody_left()
+    job.assert_nothing_left()
 
 
 def test_the_same_command_runs_under_two_torchrun_agents(start: Callable[..., Job]) -> None:
@@ -205,13 +225,14 @@ def test_the_same_command_runs_under_two_torchrun_agents(start: Callable[..., Jo
 
 
 def test_under_torchrun_a_failure_is_told_on_both_hosts_and_ends_both(start: Callable[..., Job]) -> None:
-    agents = [start(*_torchrun(port), str(JOB), "fail") for port in [_free_port()] for _ in range(2)]
+    agents = [start(*_torchrun(port), str(JOB), "fail_apart") for port in [_free_port()] for _ in range(2)]
     for agent in agents:
         assert agent.finish() == 1
-        agent.assert_nobody_left()
-    texts = sorted(agent.err.read_text() for agent in agents)
-    assert any("rank 1 failed: ValueError: the loss is not finite\n" in text for text in texts)
-    assert any("rank 0 " in text for text in texts)
+        agent.assert_nothing_left()
+    texts = [agent.err.read_text() for agent in agents]
+    here = "rank 1 failed: ValueError: the loss is not finite\nTraceback"
+    there = "rank 0 was stopped: rank 1: ValueError: the loss is not finite\n"
+    assert sorted((here in text, there in text) for text in texts) == [(False, True), (True, False)]
 
 
 def test_a_port_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -51,13 +51,14 @@ class Cursor:
         """The instruction under way, None outside a program."""
         return self.entries[self.index] if self.call and self.index < len(self.entries) else None
 
+    @property
+    def where(self) -> str:
+        """The instruction under way in words."""
+        entry = self.entry
+        return "between ops" if entry is None or entry.kind in RECEIVES else describe(entry)
+
     def __str__(self) -> str:
         if not self.call:
             return f"outside the pipeline, after call {self.step}"
-        entry = self.entry
-        if entry is None or entry.kind in RECEIVES:
-            where = "between ops"
-        else:
-            where = describe(entry)
         waiting = f", waiting for rank {self.waiting_for}" if self.waiting_for >= 0 else ""
-        return f"in {self.call} {self.step} at {where}, instruction {self.index + 1} of {len(self.entries)}{waiting}"
+        return f"in {self.call} {self.step} at {self.where}, instruction {self.index + 1} of {len(self.entries)}{waiting}"

@@ -20,6 +20,7 @@ from penstock.lowering import lower
 from penstock.models import CutModel, cut
 from penstock.partition import Partition
 from penstock.runtime.agreement import check_same
+from penstock.runtime.cursor import Cursor
 from penstock.runtime.clipping import clip, total_norm
 from penstock.runtime.distributed import DistributedTransport
 from penstock.runtime.engine import Engine
@@ -293,6 +294,15 @@ class Pipeline:
             rank = self.plan.placement.rank_of(stage)
             lines.append(f"stage {stage} on rank {rank}: {len(layers)} layers ({names}), {count:,} parameters, {count / total:.0%}")
         return "\n".join(lines)
+
+    def exchange(self, payload: bytes) -> list[bytes]:
+        """Returns the payloads of all ranks of this pipeline, by rank. Every rank calls it."""
+        return gather_bytes(self._transport, payload)
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where this rank is in its program; may be read from another thread."""
+        return self._transport.cursor
 
     def close(self) -> None:
         """Ends this rank's part; other ranks may still be at work. Called by itself at the end of the process."""

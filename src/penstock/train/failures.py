@@ -11,6 +11,8 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from penstock.errors import RankFailedError
+
 STOPPED_LATER_SECONDS = 3.0
 """A rank that is killed this long after the first ending was killed by the launcher for not leaving."""
 
@@ -116,7 +118,7 @@ def is_lost_connection(error: BaseException) -> bool:
     """Returns whether `error`, or one that it was raised from, says that a peer went away."""
     current: BaseException | None = error
     while current is not None:
-        if isinstance(current, ConnectionError):
+        if isinstance(current, ConnectionError | RankFailedError):  # another rank is to blame
             return True
         text = str(current).lower()
         if isinstance(current, RuntimeError) and any(words in text for words in _LOST_CONNECTION):

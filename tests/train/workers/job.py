@@ -62,10 +62,25 @@ def fail(me: Worker) -> None:
     wait_for_rank_1(me, ValueError("the loss is not finite"))
 
 
+def fail_apart(me: Worker) -> None:
+    """Rank 0 is busy with something else while rank 1 fails."""
+    if me.rank == 1:
+        raise ValueError("the loss is not finite")
+    time.sleep(FOREVER)
+
+
 def exit_silently(me: Worker) -> None:
     if me.rank == 1:
         os._exit(7)
     time.sleep(FOREVER)
+
+
+def close_files(me: Worker) -> None:
+    tell("pid", me.rank, os.getpid())
+    try:
+        time.sleep(FOREVER)
+    finally:
+        tell("closed", me.rank)
 
 
 def swallow(me: Worker) -> None:
@@ -78,7 +93,10 @@ def swallow(me: Worker) -> None:
             continue
 
 
-DEEDS = {deed.__name__: deed for deed in (finish, hang, refuse, fail, exit_silently, swallow)}
+DEEDS = {
+    deed.__name__: deed
+    for deed in (finish, hang, refuse, fail, fail_apart, exit_silently, close_files, swallow)
+}
 
 
 def main() -> int:

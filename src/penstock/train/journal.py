@@ -1,0 +1,121 @@
+"""What a run shows while it works and what it writes down: the progress line, losses.jsonl, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from penstock.train.config import Config
+
+LOSSES_FILE = "losses.jsonl"
+_PLAIN_LINES = 20
+
+
+class StepFigures(NamedTuple):
+    """One step in numbers."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens_per_second: float
+
+
+class Journal:
+    """The record of one run, kept by rank 0; elsewhere it does nothing.
+
+    Args:
+        config: of the run.
+        first_step: where the run begins or resumes; later lines of an earlier attempt are dropped.
+        active: whether this rank keeps the record.
+    """
+
+    def __init__(self, config: Config, *, first_step: int, active: bool) -> None:
+        self._config, self._active = config, active
+        self._console = Console(file=sys.stdout, highlight=False)
+        self._begin, self._first_step = time.perf_counter(), first_step
+        self._tensorboard: Any = None
+        if not active:
+            return
+        output = Path(config.run.output)
+        self._losses = _open_losses(output / LOSSES_FILE, first_step)
+        if config.log.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # an extra, checked before the start
+
+            self._tensorboard = SummaryWriter(output / "tensorboard", purge_step=first_step)  # type: ignore[no-untyped-call]
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=30),
+            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} tokens/s"),
+            TextColumn("time left"),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("train", total=config.run.steps, completed=first_step, loss=float("nan"), rate=0)
+
+    def __enter__(self) -> Self:
+        if self._active:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._active:
+            self._progress.stop()
+            self._losses.close()
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+
+    def step(self, figures: StepFigures) -> None:
+        """Shows a finished step, and writes it down as often as the configuration says."""
+        if not self._active:
+            return
+        self._progress.update(self._task, completed=figures.step, loss=figures.loss, rate=figures.tokens_per_second)
+        last = figures.step == self._config.run.steps
+        if figures.step % self._config.log.every == 0 or last:
+            self._losses.write(json.dumps(figures._asdict()) + "\n")
+            self._losses.flush()
+            for name in ("loss", "grad_norm", "learning_rate", "tokens_per_second") if self._tensorboard else ():
+                self._tensorboard.add_scalar(f"train/{name}", getattr(figures, name), figures.step)
+        if self._progress.disable and (figures.step % max(1, self._config.run.steps // _PLAIN_LINES) == 0 or last):
+            self.say(
+                f"step {figures.step}/{self._config.run.steps}  loss {figures.loss:.3f}  "
+                f"{figures.tokens_per_second:,.0f} tokens/s  {self._left(figures.step):.0f} s left"
+            )
+
+    def held_out(self, step: int, loss: float) -> None:
+        """Shows and writes down a held-out loss."""
+        if not self._active:
+            return
+        self.say(f"step {step}: held-out loss {loss:.3f} nats per byte")
+        self._losses.write(json.dumps({"step": step, "held_out_loss": loss}) + "\n")
+        if self._tensorboard is not None:
+            self._tensorboard.add_scalar("held_out/loss", loss, step)
+
+    def say(self, text: Any) -> None:
+        """Prints a line, or anything rich can draw, above the progress line."""
+        if self._active:
+            self._console.print(text, markup=False) if isinstance(text, str) else self._console.print(text)
+
+    def _left(self, step: int) -> float:
+        done = max(1, step - self._first_step)
+        return (time.perf_counter() - self._begin) / done * (self._config.run.steps - step)
+
+
+def _open_losses(path: Path, first_step: int) -> Any:
+    """Opens the record for more lines, without those of steps that will be run again."""
+    kept = []
+    if first_step and path.exists():
+        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= first_step]
+    path.write_text("".join(f"{line}\n" for line in kept))
+    return path.open("a")

@@ -1,0 +1,86 @@
+"""What a run saves and resumes: weights, optimizer and step, keyed by the model's own names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from penstock.checkpoint import (
+    Shard,
+    check_fits,
+    load,
+    names_for,
+    optimizer_tensors,
+    read_manifest,
+    restore_optimizer,
+    save,
+)
+from penstock.errors import CheckpointError
+from penstock.runtime import Pipeline
+from penstock.train.config import Config
+from penstock.train.config_file import to_toml
+from penstock.train.preflight import checkpoint_root
+
+_MODEL = "model/"
+
+
+def save_state(
+    pipe: Pipeline, optimizer: torch.optim.Optimizer, *, config: Config, step: int, data_digest: str
+) -> Path:
+    """Returns the directory of the checkpoint of `step`. Every rank calls it.
+
+    Raises:
+        CheckpointError: a rank could not write; earlier checkpoints are intact.
+    """
+    names = {parameter: name for name, parameter in pipe.named_parameters()}
+    tensors = {f"{_MODEL}{name}": value for name, value in pipe.state_dict().items()}
+    tensors |= optimizer_tensors(optimizer, names)
+    return save(
+        checkpoint_root(config),
+        Shard(tensors, plan=pipe.plan.proof.program.digest),
+        step=step,
+        rank=pipe.rank,
+        exchange=pipe.exchange,
+        keep=config.checkpoint.keep,
+        extra={"config": to_toml(config), "data_digest": data_digest},
+    )
+
+
+def resume_state(
+    path: Path, pipe: Pipeline, optimizer: torch.optim.Optimizer, *, data_digest: str
+) -> int:
+    """Returns the step to go on with, having put weights and optimizer state of `path` in place.
+
+    The checkpoint may have been saved by another number of ranks or under another schedule. Every rank calls it.
+
+    Raises:
+        CheckpointError: on every rank alike: a damaged file, another model, or other text to train on.
+    """
+    problem, step = "", 0
+    try:
+        step = _take(path, pipe, optimizer, data_digest)
+    except CheckpointError as error:
+        problem = str(error)
+    problems = [json.loads(reply) for reply in pipe.exchange(json.dumps(problem).encode())]
+    if any(problems):
+        raise CheckpointError(next(text for text in problems if text))
+    pipe.steps_done = step
+    return step
+
+
+def _take(path: Path, pipe: Pipeline, optimizer: torch.optim.Optimizer, data_digest: str) -> int:
+    manifest = read_manifest(path)
+    if manifest.extra.get("data_digest") != data_digest:
+        raise CheckpointError(
+            f"{path} was trained on other text than data.paths names now; resume with the same text, or start anew"
+        )
+    own = pipe.state_dict()
+    check_fits(path, manifest, expected={f"{_MODEL}{name}": value for name, value in own.items()})
+    tensors = load(path, names_for(manifest, own))
+    pipe.load_state_dict(
+        {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)}
+    )
+    restore_optimizer(optimizer, {parameter: name for name, parameter in pipe.named_parameters()}, tensors=tensors)
+    return manifest.step

@@ -1,0 +1,79 @@
+"""`penstock simulate` says the measures of a step and writes what was asked for."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from penstock.cli.main import main
+from penstock.costs import StageCosts
+from penstock.notation.timelines import Recording, load_recording
+from penstock.schedules import one_f_one_b
+from penstock.simulator import simulate
+
+Captured = pytest.CaptureFixture[str]
+
+
+def told(capsys: Captured, *arguments: str) -> dict[str, str]:
+    """Returns the first words of each line -> the number behind them."""
+    assert main(["simulate", *arguments]) == 0
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    return {cells[0]: next(filter(None, cells[1:]), "").strip() for cells in lines}
+
+
+def test_the_measures_of_a_step(capsys: Captured) -> None:
+    facts = told(capsys, "1f1b", "-p", "4", "-m", "8")
+    assert facts["bubble_fraction"] == "0.272727"
+    assert facts["bubble_ratio"] == "0.375"
+    assert facts["makespan"] == "33 s"
+    assert facts["per-rank span"] == "33 s"
+
+
+def test_costs_and_latency_count(capsys: Captured) -> None:
+    arguments = ("gpipe", "-p", "2", "-m", "3", "--forward", "0.002", "--backward", "0.003")
+    assert told(capsys, *arguments)["makespan"] == "20 ms"
+    assert told(capsys, *arguments, "--latency", "0.001")["makespan"] == "22 ms"
+    halves = ("gpipe", "-p", "1", "-m", "1", "--input-grad", "2", "--weight-grad", "4")
+    assert told(capsys, *halves)["makespan"] == "7 s"
+
+
+def test_peaks_are_told_for_each_rank(capsys: Captured) -> None:
+    main(["simulate", "1f1b", "-p", "3", "-m", "8"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[-1] for row in rows if row and row[0].isdigit()] == ["3", "2", "1"]
+
+
+def test_the_files_asked_for_are_written_and_named(tmp_path: Path, capsys: Captured) -> None:
+    files = {option: tmp_path / f"out.{option}" for option in ("png", "json")} | {
+        "perfetto": tmp_path / "trace"
+    }
+    arguments = [word for option, path in files.items() for word in (f"--{option}", str(path))]
+    assert main(["simulate", "1f1b", *arguments]) == 0
+    output = capsys.readouterr().out
+    assert all(f"wrote {path}\n" in output for path in files.values())
+    schedule = one_f_one_b(4, 8)
+    assert load_recording(files["json"]) == Recording(schedule, {"planned": simulate(schedule, StageCosts())})
+    assert files["png"].read_bytes().startswith(b"\x89PNG")
+    assert json.loads(files["perfetto"].read_text())["traceEvents"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--forward", "nan"], "forward=nan; a cost is finite and not negative"),
+        (["--backward", "-1"], "backward=-1.0; a cost is finite and not negative"),
+        (["--latency", "-1"], "--latency -1.0; give seconds, not negative, e.g. --latency 0.1"),
+        (["--latency", "inf"], "--latency inf; give seconds"),
+        (["--png", "a.bmp"], 'cannot draw "a.bmp"; use a suffix of .png, .svg, .pdf'),
+        (["--json", "absent/a.json"], "cannot write absent/a.json: No such file or directory"),
+        (["--perfetto", "absent/a.json"], "cannot write absent/a.json: No such file or directory"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], message: str, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["simulate", "gpipe", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"penstock: {message}")
+    assert error.count("\n") == 1
