@@ -44,9 +44,38 @@ _HOMES = {
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
+    "Cluster",
+    "Device",
+    "Link",
+    "LoopbackTransport",
+    "Op",
+    "OpKind",
+    "Partition",
+    "PenstockError",
+    "Pipeline",
+    "Placement",
+    "Program",
+    "Proof",
+    "Schedule",
+    "StageCosts",
+    "Timeline",
+    "Transport",
+    "UserError",
+    "WeightRule",
     "__version__",
-    *_HOME,
+    "gpipe",
+    "load_schedule",
+    "lower",
+    "naive",
+    "named_schedule",
+    "one_f_one_b",
+    "parse_grid",
+    "run_ranks",
+    "schedule_from_json",
+    "schedule_to_json",
+    "simulate",
+    "verify",
 ]
 
 

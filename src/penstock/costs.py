@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
-from statistics import median
 from operator import add
+from statistics import median
 
 from penstock.errors import UserError
 from penstock.ir.ops import OpKind

@@ -16,7 +16,7 @@ import torch
 from penstock.errors import ModelError
 
 _PLAIN = (bool, int, float, str, type(None))
-_CONTAINERS: dict[str, type] = {"tuple": tuple, "list": list}
+_CONTAINERS: dict[str, type[Any]] = {"tuple": tuple, "list": list}
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ def total_norm(
         places = {name: index for index, name in enumerate(names)}
         row[[places[name] for name in held]] = torch.stack([norm.double() for norm in norms]).cpu()
     rows = transport.gather(row)
-    return torch.linalg.vector_norm(rows.sum(dim=0), norm_type)
+    norm: torch.Tensor = torch.linalg.vector_norm(rows.sum(dim=0), norm_type)
+    return norm
 
 
 def clip(grads: Sequence[torch.Tensor], norm: torch.Tensor, *, max_norm: float) -> None:

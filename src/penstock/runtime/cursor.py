@@ -61,4 +61,5 @@ class Cursor:
         if not self.call:
             return f"outside the pipeline, after call {self.step}"
         waiting = f", waiting for rank {self.waiting_for}" if self.waiting_for >= 0 else ""
-        return f"in {self.call} {self.step} at {self.where}, instruction {self.index + 1} of {len(self.entries)}{waiting}"
+        place = f"instruction {self.index + 1} of {len(self.entries)}"
+        return f"in {self.call} {self.step} at {self.where}, {place}{waiting}"

@@ -70,9 +70,10 @@ class DistributedTransport:
         self.watch.start()
 
     def _new_group(self, ranks: Sequence[int], backend: str | None, description: str) -> dist.ProcessGroup:
-        return dist.new_group(
+        group: dist.ProcessGroup = dist.new_group(
             list(ranks), self._timeout, backend, use_local_synchronization=True, group_desc=description
         )
+        return group
 
     @property
     def rank(self) -> int:

@@ -113,7 +113,7 @@ class Engine:
             OpKind.RECV_B: self._receive,
         }
         slots = receive_slots(self.program)
-        calls = []
+        calls: list[Callable[[], None]] = []
         for position, entry in enumerate(self.program.ranks[self._rank]):
             handler = handlers.get(entry.kind)
             if handler is None or entry.replica:
@@ -149,8 +149,9 @@ class Engine:
         begin = time.perf_counter()
         if self._seed is not None:
             work.module.surrounding = keyed_layers(self._seed, step=batch.step, microbatch=op.microbatch)
+        leaves: tuple[torch.Tensor, ...] = ()
         if boundary is None:
-            leaves, output = (), work.module(batch.inputs[op.microbatch])
+            output = work.module(batch.inputs[op.microbatch])
         else:
             leaves, output = work.forward_from(boundary, training=batch.training)
         self._deliver(op, work, leaves, output)

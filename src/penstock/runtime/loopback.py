@@ -42,7 +42,9 @@ class _Hub:
         while not condition():
             if self.failure is not None:
                 culprit, error = self.failure
-                raise RankFailedError(f"rank {culprit} failed: {type(error).__name__}: {error}; rank {rank} waited for {what()}")
+                raise RankFailedError(
+                    f"rank {culprit} failed: {type(error).__name__}: {error}; rank {rank} waited for {what()}"
+                )
             left = deadline - time.monotonic()
             if left <= 0:
                 places = "; ".join(f"rank {cursor.rank} is {cursor}" for cursor in self.cursors)

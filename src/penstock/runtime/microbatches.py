@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,8 +43,7 @@ def split(batch: Any, sizes: list[int], *, name: str) -> list[Any]:
     rows = []
     start = 0
     for size in sizes:
-        begin = start
-        rows.append(_map(batch, lambda tensor, _, begin=begin, size=size: tensor[begin : begin + size], name))
+        rows.append(_map(batch, partial(_narrow, start=start, size=size), name))
         start += size
     return rows
 
@@ -62,8 +62,8 @@ def even_sizes(size: int, num_microbatches: int) -> list[int]:
         divisors = [n for n in range(1, size + 1) if size % n == 0]
         nearest = min(divisors, key=lambda n: (abs(n - num_microbatches), n))
         raise BatchError(
-            f"a batch of {size} samples does not divide into num_microbatches={num_microbatches}; use a batch of {batch}, "
-            f"or num_microbatches={nearest}"
+            f"a batch of {size} samples does not divide into num_microbatches={num_microbatches}; use a batch of "
+            f"{batch}, or num_microbatches={nearest}"
         )
     return [each] * num_microbatches
 
@@ -78,6 +78,10 @@ def ragged_sizes(size: int, num_microbatches: int) -> list[int]:
 def to_device(batch: Any, device: torch.device) -> Any:
     """Returns `batch` with its tensors on `device`."""
     return _map(batch, lambda tensor, _: tensor.to(device, non_blocking=True), "batch")
+
+
+def _narrow(tensor: torch.Tensor, _: str, *, start: int, size: int) -> torch.Tensor:
+    return tensor[start : start + size]
 
 
 def _map(value: Any, function: Callable[[torch.Tensor, str], torch.Tensor], path: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,16 +12,14 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from penstock._version import __version__
 from penstock.errors import HandshakeError, ModelError, UserError
 from penstock.ir.schedule import Schedule
 from penstock.lowering import lower
 from penstock.models import CutModel, cut
 from penstock.partition import Partition
 from penstock.runtime.agreement import check_same
-from penstock.runtime.cursor import Cursor
 from penstock.runtime.clipping import clip, total_norm
-from penstock.runtime.distributed import DistributedTransport
+from penstock.runtime.cursor import Cursor
 from penstock.runtime.engine import Engine
 from penstock.runtime.feed import Call, Feed, WeightFunction
 from penstock.runtime.links import Links
@@ -30,9 +27,10 @@ from penstock.runtime.measured import decode_record, encode_record, measured_tim
 from penstock.runtime.microbatches import even_sizes, ragged_sizes
 from penstock.runtime.outputs import broadcast_output, joined
 from penstock.runtime.plan import RunPlan, make_plan
-from penstock.runtime.replicas import Replicas
 from penstock.runtime.stage_work import LossFunction, StageWork
+from penstock.runtime.startup import facts_of, ranks_of
 from penstock.runtime.step_batch import StepBatch
+from penstock.runtime.summary import summarize
 from penstock.runtime.transport import Transport, gather_bytes
 from penstock.schedules import forward_only
 from penstock.timeline import Timeline
@@ -87,7 +85,7 @@ class Pipeline:
         seed: int | None = None,
         timeout_seconds: float = 300.0,
     ) -> None:
-        self._transport, self._replicas = _ranks(mesh, transport, timeout_seconds)
+        self._transport, self._replicas = ranks_of(mesh, transport, timeout_seconds)
         self.rank, self.num_ranks = self._transport.rank, self._transport.num_ranks
         self.steps_done = 0
         self._calls = 0
@@ -106,17 +104,12 @@ class Pipeline:
             )
         except UserError as error:
             problem = error
-        check_same(self._transport, _facts(layers, plan) if plan else {}, problem)
+        check_same(self._transport, facts_of(layers, plan) if plan else {}, problem)
         if plan is None:  # check_same has raised the problem
             raise HandshakeError("no plan")
         self.plan = plan
         self._seed = seed
-        self._layer_names = list(layers.layers)
-        self._sizes = {
-            f"{layer_name}.{name}": parameter.numel()
-            for layer_name, layer in layers.layers.items()
-            for name, parameter in layer.named_parameters()
-        }
+        self._summary = summarize(layers, plan)
         self._build(layers, loss_fn, device)
         self._feed = Feed(
             self._transport,
@@ -283,17 +276,7 @@ class Pipeline:
 
     def summary(self) -> str:
         """Returns a table of the stages: rank, layers, parameters."""
-        counts = dict.fromkeys(range(self.plan.partition.num_stages), 0)
-        for name, stage in self.plan.parameter_stages.items():
-            counts[stage] += self._sizes[name]
-        total = sum(counts.values()) or 1
-        lines = [f"{self.schedule.name}: {self.num_ranks} ranks, {self.num_microbatches} microbatches"]
-        for stage, count in counts.items():
-            layers = self.plan.partition.layers_of(stage)
-            names = f"{self._layer_names[layers.start]} … {self._layer_names[layers.stop - 1]}"
-            rank = self.plan.placement.rank_of(stage)
-            lines.append(f"stage {stage} on rank {rank}: {len(layers)} layers ({names}), {count:,} parameters, {count / total:.0%}")
-        return "\n".join(lines)
+        return self._summary
 
     def exchange(self, payload: bytes) -> list[bytes]:
         """Returns the payloads of all ranks of this pipeline, by rank. Every rank calls it."""
@@ -314,7 +297,7 @@ class Pipeline:
 
     def _need_loss(self) -> None:
         if not self._has_loss:
-            raise ModelError("this pipeline was made without a loss function; pass loss_fn= to Pipeline, or use forward")
+            raise ModelError("this pipeline was made without a loss; pass loss_fn= to Pipeline, or use forward")
 
     def _run(self, name: str, inputs: Any, targets: Any, sizes: Callable[[int], list[int]]) -> StepBatch:
         """Runs one call: agreement, then the program; on every rank alike."""
@@ -358,48 +341,3 @@ class Pipeline:
         finally:
             for module, mode in modes:
                 module.training = mode
-
-
-def _ranks(
-    mesh: DeviceMesh | None, transport: Transport | None, timeout_seconds: float
-) -> tuple[Transport, Replicas | None]:
-    """Returns the way to the other ranks of this pipeline, and this rank's data-parallel replicas."""
-    if not timeout_seconds > 0:
-        raise HandshakeError(f"timeout_seconds={timeout_seconds}; use a number of seconds above 0, e.g. 300")
-    if transport is not None:
-        if mesh is not None:
-            raise HandshakeError("mesh and transport are both given; give one of them")
-        return transport, None
-    if mesh is None:
-        return DistributedTransport(timeout_seconds=timeout_seconds), None
-    names = mesh.mesh_dim_names or ()
-    if "pp" not in names or set(names) - {"pp", "dp_replicate"}:
-        raise HandshakeError(
-            f'the mesh has axes {names}; name them "pp" and, for data-parallel replicas, "dp_replicate", e.g. '
-            'init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp_replicate", "pp"))'
-        )
-    pipeline = DistributedTransport(mesh.get_group("pp"), timeout_seconds=timeout_seconds)
-    return pipeline, Replicas(mesh.get_group("dp_replicate")) if "dp_replicate" in names else None
-
-
-def _facts(layers: CutModel, plan: RunPlan | None) -> dict[str, Any]:
-    """Returns what all ranks must hold alike, the most telling first."""
-    if plan is None:
-        return {}
-    shapes = hashlib.sha256()
-    for name, layer in layers.layers.items():
-        for key, value in layer.state_dict().items():
-            shapes.update(f"{name}.{key} {_described(value)}\n".encode())
-    return {
-        "penstock version": __version__,
-        "schedule": plan.schedule.name,
-        "num_microbatches": plan.schedule.num_microbatches,
-        "partition": list(plan.partition.boundaries),
-        "program": plan.proof.program.digest[:16],
-        "layers": list(layers.layers),
-        "shapes of parameters and buffers": shapes.hexdigest()[:16],
-    }
-
-
-def _described(value: Any) -> str:
-    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__

@@ -84,11 +84,11 @@ def _schedule(schedule: str | Path | Schedule, num_ranks: int, num_microbatches:
     chosen = schedule if isinstance(schedule, Schedule) else load_schedule(schedule)
     if chosen.num_ranks != num_ranks:
         raise ScheduleError(
-            f"{chosen.name} is for {chosen.num_ranks} ranks and this pipeline has {num_ranks}; make one for {num_ranks} "
-            f"or start {chosen.num_ranks} ranks"
+            f"{chosen.name} is for {chosen.num_ranks} ranks and this pipeline has {num_ranks}; make one for "
+            f"{num_ranks} or start {chosen.num_ranks} ranks"
         )
     if num_microbatches not in (None, chosen.num_microbatches):
         raise ScheduleError(
-            f"num_microbatches={num_microbatches} and a schedule of {chosen.num_microbatches}; leave num_microbatches out"
+            f"num_microbatches={num_microbatches} and a schedule of {chosen.num_microbatches}; leave the former out"
         )
     return chosen

@@ -35,7 +35,7 @@ class Watch:
         self.rank, self.num_ranks = rank, num_ranks
         self.cursor = Cursor(rank)
         self.report: str | None = None
-        self._store = store.clone()
+        self._store = store.clone()  # type: ignore[attr-defined]  # missing in torch's stub
         self._store.set_timeout(timedelta(seconds=LOST_SECONDS))
         self._lock = threading.Lock()
         self._beats = 0
@@ -145,4 +145,5 @@ class Watch:
         if rank not in self._heard:
             return f"Rank {rank} was never heard of"
         _, at, where = self._heard[rank]
-        return f"Rank {rank} was last heard of {time.monotonic() - at:.1f} s ago, {where}; rank {self.rank} was {self.cursor}"
+        ago = time.monotonic() - at
+        return f"Rank {rank} was last heard of {ago:.1f} s ago, {where}; rank {self.rank} was {self.cursor}"

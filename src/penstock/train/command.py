@@ -61,5 +61,5 @@ def _with_free_output(config: Config) -> Config:
         number += 1
         output = given.with_name(f"{given.name}-{number}")
     if output != given:
-        print(f"{given} holds an earlier run; this one writes to {output} (--run.resume latest goes on with the earlier)")
+        print(f"{given} holds an earlier run; this one writes to {output} (--run.resume latest continues the earlier)")
     return replace(config, run=replace(config.run, output=str(output)))

@@ -49,7 +49,7 @@ class Journal:
         if config.log.tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # an extra, checked before the start
 
-            self._tensorboard = SummaryWriter(output / "tensorboard", purge_step=first_step)  # type: ignore[no-untyped-call]
+            self._tensorboard = SummaryWriter(output / "tensorboard", purge_step=first_step)
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -60,7 +60,9 @@ class Journal:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._progress.add_task("train", total=config.run.steps, completed=first_step, loss=float("nan"), rate=0)
+        self._task = self._progress.add_task(
+            "train", total=config.run.steps, completed=first_step, loss=float("nan"), rate=0
+        )
 
     def __enter__(self) -> Self:
         if self._active:

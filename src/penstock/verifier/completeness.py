@@ -98,14 +98,14 @@ def _missing(schedule: Schedule) -> list[str]:
     present = {op for _, _, op in schedule.ops()}
     replica_of = _replicas(schedule)
     problems = [
-        f"  rank {rank} position {position}: {op} is of replica {op.replica}; microbatch {op.microbatch} belongs "
-        f"to replica {replica_of[op.microbatch]}"
+        f"  rank {rank} position {position}: {op} is of replica {op.replica}; microbatch {op.microbatch} "
+        f"belongs to replica {replica_of[op.microbatch]}"
         for rank, position, op in schedule.ops()
         if op.replica != replica_of[op.microbatch]
     ]
     absent = filterfalse(replica_of.__contains__, range(schedule.num_microbatches))
     problems += [f"  microbatch {microbatch} has no op at all" for microbatch in islice(absent, _SHOWN)]
-    for microbatch in sorted(replica_of.keys() & range(schedule.num_microbatches)):
+    for microbatch in sorted(filter(range(schedule.num_microbatches).__contains__, replica_of)):
         replica = replica_of[microbatch]
         if not 0 <= replica < schedule.placement.num_replicas:
             continue  # told among the misplaced

@@ -1,0 +1,60 @@
+"""How a pipeline starts: the way to its other ranks, and the facts that all of them must hold alike."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+
+from penstock._version import __version__
+from penstock.errors import HandshakeError
+from penstock.models import CutModel
+from penstock.runtime.distributed import DistributedTransport
+from penstock.runtime.plan import RunPlan
+from penstock.runtime.replicas import Replicas
+from penstock.runtime.transport import Transport
+
+
+def ranks_of(
+    mesh: DeviceMesh | None, transport: Transport | None, timeout_seconds: float
+) -> tuple[Transport, Replicas | None]:
+    """Returns the way to the other ranks of this pipeline, and this rank's data-parallel replicas."""
+    if not timeout_seconds > 0:
+        raise HandshakeError(f"timeout_seconds={timeout_seconds}; use a number of seconds above 0, e.g. 300")
+    if transport is not None:
+        if mesh is not None:
+            raise HandshakeError("mesh and transport are both given; give one of them")
+        return transport, None
+    if mesh is None:
+        return DistributedTransport(timeout_seconds=timeout_seconds), None
+    names = mesh.mesh_dim_names or ()
+    if "pp" not in names or set(names) - {"pp", "dp_replicate"}:
+        raise HandshakeError(
+            f'the mesh has axes {names}; name them "pp" and, for data-parallel replicas, "dp_replicate", e.g. '
+            'init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp_replicate", "pp"))'
+        )
+    pipeline = DistributedTransport(mesh.get_group("pp"), timeout_seconds=timeout_seconds)
+    return pipeline, Replicas(mesh.get_group("dp_replicate")) if "dp_replicate" in names else None
+
+
+def facts_of(layers: CutModel, plan: RunPlan) -> dict[str, Any]:
+    """Returns what all ranks must hold alike, the most telling first."""
+    shapes = hashlib.sha256()
+    for name, layer in layers.layers.items():
+        for key, value in layer.state_dict().items():
+            shapes.update(f"{name}.{key} {_described(value)}\n".encode())
+    return {
+        "penstock version": __version__,
+        "schedule": plan.schedule.name,
+        "num_microbatches": plan.schedule.num_microbatches,
+        "partition": list(plan.partition.boundaries),
+        "program": plan.proof.program.digest[:16],
+        "layers": list(layers.layers),
+        "shapes of parameters and buffers": shapes.hexdigest()[:16],
+    }
+
+
+def _described(value: Any) -> str:
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__

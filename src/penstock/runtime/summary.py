@@ -1,0 +1,26 @@
+"""A pipeline in a few lines of text."""
+
+from __future__ import annotations
+
+from penstock.models import CutModel
+from penstock.runtime.plan import RunPlan
+
+
+def summarize(model: CutModel, plan: RunPlan) -> str:
+    """Returns one line a stage: its rank, layers, and share of the parameters."""
+    counts = [0] * plan.partition.num_stages
+    for layer_name, layer in model.layers.items():
+        for name, parameter in layer.named_parameters():
+            counts[plan.parameter_stages[f"{layer_name}.{name}"]] += parameter.numel()
+    total = sum(counts) or 1
+    names = list(model.layers)
+    schedule = plan.schedule
+    lines = [f"{schedule.name}: {schedule.num_ranks} ranks, {schedule.num_microbatches} microbatches"]
+    for stage, count in enumerate(counts):
+        layers = plan.partition.layers_of(stage)
+        span = names[layers.start] if len(layers) == 1 else f"{names[layers.start]} … {names[layers.stop - 1]}"
+        lines.append(
+            f"stage {stage} on rank {plan.placement.rank_of(stage)}: {len(layers)} layers ({span}), "
+            f"{count:,} parameters, {count / total:.0%}"
+        )
+    return "\n".join(lines)
