@@ -1,6 +1,8 @@
-"""`python -m penstock`: the same as the command `penstock`."""
+"""`python -m penstock` is the `penstock` command."""
+
+import sys
 
 from penstock.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

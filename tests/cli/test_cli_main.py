@@ -1,4 +1,4 @@
-"""The command line as a whole: help, near misses, exit codes, and no traceback for what a user can put right."""
+"""The command line as a whole: help, near misses, exit codes, and no traceback for a user's mistake."""
 
 import os
 import signal

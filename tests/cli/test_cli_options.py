@@ -50,7 +50,7 @@ def test_an_unknown_name_gives_a_near_miss_and_says_that_there_is_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r'"gpip". Did you mean "gpipe"\? .* Nor is there a file'):
+    with pytest.raises(UserError, match=r'"gpip". Did you mean "(gpipe|GPipe)"\? .* Nor is there a file'):
         read("gpip")
 
 

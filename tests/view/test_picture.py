@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -86,7 +87,7 @@ def test_axes_do_not_overlap_and_stay_inside_the_picture() -> None:
         edges = [(each.get_position().y0, each.get_position().y1) for each in axes]
         assert edges[0][1] < 1
         assert edges[-1][0] > 0
-        assert all(upper[0] > lower[1] for upper, lower in zip(edges, edges[1:], strict=False))
+        assert all(upper[0] > lower[1] for upper, lower in pairwise(edges))
 
 
 def test_matplotlib_settings_are_as_before(tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from penstock.view.tables import bubble_table, rank_table
 
 # Two ranks, one microbatch, in milliseconds:
 #   rank 0: 1 host, F 10, then nothing until the end at 40
-#   rank 1: 11 waiting for rank 0, 4 transfer, 5 host, F 20
+#   rank 1: 12 waiting for rank 0, 4 transfer, 4 host, F 20
 F0, F1 = Op(OpKind.F, 0, 0), Op(OpKind.F, 1, 0)
 MEASURED = Timeline(
     2,
     (Span(0, F0, 0.001, 0.011), Span(1, F1, 0.020, 0.040)),
-    (Wait(1, F1, 0, 0.015, 0, 0.011),),
+    (Wait(1, F1, 0, 0.016, 0, 0.012),),
 )
 PLANNED = Timeline(2, (Span(0, F0, 0, 0.010), Span(1, F1, 0.010, 0.025)))
 
@@ -38,9 +38,9 @@ def row(text: str, label: str) -> list[str]:
 
 def test_each_rank_s_bubble_and_what_it_is_made_of() -> None:
     text = plain(bubble_table(PLANNED, MEASURED))
-    #                       planned          measured          waiting        transfer       other          compute
+    # planned, measured, waiting, transfer, other, compute
     assert row(text, "0") == "15.0 60.0%  30.0 75.0%  0.0 0%  0.0 0%  30.0 75%  10.0 25%".split()
-    assert row(text, "1") == "10.0 40.0%  20.0 50.0%  11.0 28%  4.0 10%  5.0 12%  20.0 50%".split()
+    assert row(text, "1") == "10.0 40.0%  20.0 50.0%  12.0 30%  4.0 10%  4.0 10%  20.0 50%".split()
 
 
 def test_the_line_over_all_ranks_has_the_bubble_fractions() -> None:

@@ -34,7 +34,8 @@ def main(argv: Sequence[str]) -> int:
     check_everything(config)
     path = Path(config.run.output) / CONFIG_FILE
     path.write_text(to_toml(config), encoding="utf-8")
-    return launch([sys.executable, "-m", "penstock", "train", str(path)], ranks=config.pipeline.ranks)
+    command = [sys.executable, "-m", "penstock", "train", str(path)]
+    return launch(command, ranks=config.pipeline.ranks, port=config.run.port)
 
 
 def _rank(config: Config) -> int:

@@ -89,6 +89,8 @@ class RunConfig:
     """Type of parameters and activations."""
     output: str = "runs/gpt"
     """Directory that receives checkpoints, the resolved configuration, traces and pictures."""
+    port: int = 0
+    """Port on which the ranks of this host meet, on loopback; 0 takes any free one."""
     resume: str = ""
     """Where to go on from: empty starts anew, "latest" or the path of a checkpoint resumes."""
 

@@ -33,6 +33,7 @@ RANGES: dict[str, _Range] = {
     "optimizer.clip_norm": _Range(0),
     "run.steps": _Range(1),
     "run.batch_size": _Range(1),
+    "run.port": _Range(0, 65535),
     "run.seed": _Range(0, 2**63 - 1),
     "checkpoint.every": _Range(0),
     "checkpoint.keep": _Range(1),

@@ -85,7 +85,7 @@ class Failure:
     traceback: str = ""
     position: Position | None = None
 
-    def at(self, position: Position) -> Failure:
+    def at(self, position: Position | None) -> Failure:
         """Returns the same failure, told with where the rank was."""
         return replace(self, position=position)
 

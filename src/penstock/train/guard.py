@@ -32,10 +32,15 @@ class Guard:
     Args:
         leave: ends the process; called in the watching thread with the signal's number, does not return.
         parent: the process whose end is ours too.
+        note: called in the main thread when it is about to be interrupted: the last moment at which what it
+            does is still in its place.
     """
 
-    def __init__(self, leave: Callable[[int], None], *, parent: int) -> None:
+    def __init__(
+        self, leave: Callable[[int], None], *, parent: int, note: Callable[[], None] = lambda: None
+    ) -> None:
         self._leave = leave
+        self._note = note
         self._parent = parent
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="penstock-guard", daemon=True)
@@ -77,6 +82,7 @@ class Guard:
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self.stopped_by is None and not self._settled:  # a second signal must not break into the clean-up
             self.stopped_by = number
+            self._note()
             raise KeyboardInterrupt
 
     def _watch(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -47,6 +48,7 @@ class Worker:
         self._beacon: Beacon | None = None
         self._source: PositionSource | None = None
         self._other_failure = ""
+        self._stopped_at: Position | None = None
         self._leaving = threading.Lock()
 
     def report_position(self, source: PositionSource) -> None:
@@ -79,9 +81,13 @@ class Worker:
     def _position(self) -> Position | None:
         return None if self._beacon is None else self._beacon.position()
 
+    def _note_position(self) -> None:
+        self._stopped_at = self._position()
+
     def _leave_stopped(self, number: int) -> NoReturn:
         message = self._other_failure or signal.Signals(number).name
-        self._leave(self._failure(Ending.STOPPED, message), exit_code=128 + number)
+        failure = self._failure(Ending.STOPPED, message)
+        self._leave(failure.at(self._stopped_at or failure.position), exit_code=128 + number)
 
     def _leave_failed(self, error: BaseException) -> NoReturn:
         if isinstance(error, SystemExit):
@@ -92,7 +98,8 @@ class Worker:
             self._leave(self._failure(Ending.USER_ERROR, str(error)), exit_code=2)
         ending = Ending.LOST_CONNECTION if is_lost_connection(error) else Ending.ERROR
         trace = "".join(traceback.format_exception(_without_our_frame(error)))
-        self._leave(self._failure(ending, f"{type(error).__name__}: {error}", trace=trace), exit_code=1)
+        failure = self._failure(ending, f"{type(error).__name__}: {error}", trace=trace)
+        self._leave(failure.at(_place_noted(error, self.rank) or failure.position), exit_code=1)
 
     def _failure(self, ending: Ending, message: str, *, trace: str = "") -> Failure:
         return Failure(self.rank, ending, time.time(), message, trace, self._position())
@@ -136,7 +143,7 @@ def worker(*, backend: str = "gloo", timeout_seconds: float = 1800.0) -> Iterato
         raise UserError("this process is no rank of a run; start it with `penstock train` or torchrun")
     this = Worker()
     parent = int(os.environ.get(LAUNCHER_PID, os.getppid()))
-    with Guard(this._leave_stopped, parent=parent) as guard:
+    with Guard(this._leave_stopped, parent=parent, note=this._note_position) as guard:
         try:
             _join(backend, timeout_seconds=timeout_seconds)
             this._connect(guard)
@@ -166,6 +173,13 @@ def _part(this: Worker) -> None:
     if this._beacon is not None:
         this._beacon.close()
     torch.distributed.destroy_process_group()
+
+
+def _place_noted(error: BaseException, rank: int) -> Position | None:
+    """Returns the place that the pipeline has written on an error that came out of it, where it was clear yet."""
+    pattern = re.compile(rf"penstock: (?:raised|noticed) on rank {rank}, (.+)")
+    found = [match for note in getattr(error, "__notes__", ()) if (match := pattern.fullmatch(note))]
+    return Position(found[0][1]) if found else None
 
 
 def _record(failure: Failure) -> None:

@@ -9,15 +9,12 @@ from rich.table import Table
 
 from penstock.costs import measured_costs
 from penstock.ir.program import Program
-from penstock.notation.timelines import Recording, save_recording
+from penstock.notation.timelines import MEASURED, PLANNED, RECORDING_FILE, Recording, save_recording
 from penstock.simulator import simulate
 from penstock.timeline import Timeline
 from penstock.view.perfetto import save_perfetto
 from penstock.view.picture import draw_timelines
 from penstock.view.tables import bubble_table
-
-PLANNED, MEASURED = "planned", "measured"
-
 
 class Written(NamedTuple):
     """Where the report was written."""
@@ -44,7 +41,7 @@ def planned_and_measured(program: Program, timelines: list[Timeline]) -> dict[st
 def write_report(program: Program, timelines: list[Timeline], output: Path) -> tuple[Table, Written]:
     """Returns the table of planned against measured bubble, and the files written into `output`."""
     both = planned_and_measured(program, timelines)
-    written = Written(output / "timelines.json", output / "timeline.png", output / "trace.json")
+    written = Written(output / RECORDING_FILE, output / "timeline.png", output / "trace.json")
     save_recording(Recording(program.schedule, both), written.timelines)
     draw_timelines({"simulated" if name == PLANNED else name: line for name, line in both.items()}, written.picture)
     save_perfetto(both, written.trace)
