@@ -6,8 +6,9 @@ It shares no code with the verifier: what a message carries is decided here by w
 import math
 from random import Random
 
-from penstock.ir import Channel, Op, OpKind, Program, Transfer
 from tests.random_schedules import B, F, I, W
+
+from penstock.ir import Channel, Op, OpKind, Program, Transfer
 
 Label = tuple[str, int, int, int]
 """(what, stage, microbatch, replica): "out", "saved", "grad" or "deferred"."""
@@ -39,8 +40,7 @@ class Run:
             return False
         ended = all(at == len(row) for at, row in zip(self.at, self.program.ranks, strict=True))
         paired = all(
-            len(self.sent.get(channel, ())) == len(self.posted.get(channel, ()))
-            for channel in self.program.channels
+            len(self.sent.get(channel, ())) == len(self.posted.get(channel, ())) for channel in self.program.channels
         )
         return ended and paired
 

@@ -49,9 +49,7 @@ def runs_to_its_end(schedule: Schedule) -> bool:
 
 
 @st.composite
-def placements(
-    draw: st.DrawFn, max_ranks: int = 4, max_chunks: int = 3, max_replicas: int = 2
-) -> Placement:
+def placements(draw: st.DrawFn, max_ranks: int = 4, max_chunks: int = 3, max_replicas: int = 2) -> Placement:
     """Any table: looped, V-shaped, uneven, with one or two directions."""
     num_ranks = draw(st.integers(1, max_ranks))
     num_stages = draw(st.integers(num_ranks, min(num_ranks * max_chunks, 8)))
@@ -97,9 +95,7 @@ def linearised(placement: Placement, num_microbatches: int, random: Random) -> S
 
 
 @st.composite
-def valid_schedules(
-    draw: st.DrawFn, max_microbatches: int = 5, max_ranks: int = 4, max_replicas: int = 2
-) -> Schedule:
+def valid_schedules(draw: st.DrawFn, max_microbatches: int = 5, max_ranks: int = 4, max_replicas: int = 2) -> Schedule:
     """Schedules that run, on any placement and in any order the dependencies allow."""
     placement = draw(placements(max_ranks=max_ranks, max_replicas=max_replicas))
     num_microbatches = draw(st.integers(1, max_microbatches))
@@ -122,6 +118,4 @@ def any_schedules(draw: st.DrawFn) -> Schedule:
 def with_ranks(schedule: Schedule, rows: list[list[Op]]) -> Schedule:
     """Returns `schedule` with these ops."""
     ranks = tuple(tuple(row) for row in rows)
-    return Schedule(
-        schedule.name, schedule.placement, schedule.num_microbatches, ranks, schedule.weight_rule
-    )
+    return Schedule(schedule.name, schedule.placement, schedule.num_microbatches, ranks, schedule.weight_rule)

@@ -7,7 +7,7 @@ from tests.random_schedules import needs_of, valid_schedules
 from penstock import Op, OpKind, Schedule
 from penstock.ir import Value, ValueKind, carried, consumed, message, produced
 
-OUT, SAVED, GRAD, DEFERRED, WEIGHT = ValueKind
+OUT, SAVED, GRAD, DEFERRED, WEIGHT, OFFLOADED = ValueKind
 
 
 @pytest.mark.parametrize(
@@ -20,12 +20,14 @@ OUT, SAVED, GRAD, DEFERRED, WEIGHT = ValueKind
         ("0I", [(SAVED, 0), (GRAD, 1)], [(GRAD, 0), (DEFERRED, 0)]),
         ("0W", [(DEFERRED, 0)], [(WEIGHT, 0)]),
         ("0S", [(WEIGHT, 0)], []),
+        ("1OFFLOAD", [(SAVED, 1)], [(OFFLOADED, 1)]),
+        ("1RELOAD", [(OFFLOADED, 1)], [(SAVED, 1)]),
     ],
 )
 def test_what_an_op_takes_and_makes(
     op: str, takes: list[tuple[ValueKind, int]], makes: list[tuple[ValueKind, int]]
 ) -> None:
-    made = Op(OpKind[op[1]], int(op[0]), 7, replica=1)
+    made = Op(OpKind[op[1:]], int(op[0]), 7, replica=1)
     assert consumed(made, 2) == [Value(kind, stage, 7, 1) for kind, stage in takes]
     assert produced(made) == [Value(kind, stage, 7, 1) for kind, stage in makes]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from penstock import Op, OpKind
-from penstock.ir import BACKWARD, COMPUTE, NO_MICROBATCH, RECEIVES, SENDS, Channel, Transfer
+from penstock.ir import BACKWARD, COMPUTE, NO_MICROBATCH, ORDERED, RECEIVES, SENDS, Channel, Transfer
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,8 @@ def test_a_channel_is_written_as_an_arrow() -> None:
 
 
 def test_kinds_of_op_fall_into_groups_that_do_not_overlap() -> None:
-    assert BACKWARD < COMPUTE
-    assert not COMPUTE & SENDS and not COMPUTE & RECEIVES and not SENDS & RECEIVES
+    assert BACKWARD < COMPUTE < ORDERED
+    assert not ORDERED & SENDS and not ORDERED & RECEIVES and not SENDS & RECEIVES
 
 
 def test_the_letters_are_those_of_torch() -> None:

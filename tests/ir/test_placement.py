@@ -1,5 +1,7 @@
 """Placements: tables of stage -> rank, and those that are refused."""
 
+from collections.abc import Callable
+
 import pytest
 
 from penstock import Placement
@@ -14,10 +16,35 @@ def test_a_looped_placement_deals_the_stages_out_in_turn() -> None:
 
 
 def test_a_v_turns_back_on_the_last_rank() -> None:
-    placement = Placement.replicas((0, 1, 1, 0))
+    placement = Placement.v_shaped(2)
+    assert placement == Placement.replicas((0, 1, 1, 0))
     assert placement.stages_of(0) == (0, 3)
     assert placement.stages_of(1) == (1, 2)
     assert [placement.rank_of(stage) for stage in range(4)] == [0, 1, 1, 0]
+
+
+def test_rank_i_of_a_v_holds_the_i_th_stage_from_either_end() -> None:
+    for num_ranks in range(1, 9):
+        placement = Placement.v_shaped(num_ranks)
+        assert placement.num_stages == 2 * num_ranks
+        for rank in range(num_ranks):
+            assert placement.stages_of(rank) == (rank, 2 * num_ranks - 1 - rank)
+
+
+def test_a_wave_goes_down_and_up_again() -> None:
+    assert Placement.wave(3, 2).table == ((0, 1, 2, 2, 1, 0, 0, 1, 2, 2, 1, 0),)
+    assert Placement.wave(1, 3).table == ((0, 0, 0, 0, 0, 0),)
+    for num_ranks in range(1, 6):
+        assert Placement.wave(num_ranks) == Placement.v_shaped(num_ranks)
+        for num_waves in range(1, 5):
+            placement = Placement.wave(num_ranks, num_waves)
+            assert (placement.num_ranks, placement.num_chunks) == (num_ranks, 2 * num_waves)
+
+
+@pytest.mark.parametrize("table", [Placement.v_shaped, Placement.wave, lambda p: Placement.wave(2, p)])
+def test_a_v_of_no_ranks_or_waves_is_an_empty_placement(table: Callable[[int], Placement]) -> None:
+    with pytest.raises(ScheduleError, match="placement is empty"):
+        table(0)
 
 
 def test_two_directions_hold_the_stages_in_opposite_orders() -> None:

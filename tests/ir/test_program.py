@@ -1,5 +1,7 @@
 """Programs as values: their channels, and the digest by which ranks compare them."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.random_schedules import valid_schedules
@@ -45,6 +47,20 @@ def test_reductions_sizes_and_the_weight_rule_change_the_digest() -> None:
         lower(latest),
     ]
     assert len({program.digest for program in programs}) == len(programs)
+
+
+def test_pairs_and_keepers_change_the_digest() -> None:
+    schedule = one_f_one_b(2, 4)
+    paired = replace(schedule, overlapped=((1,), ()))
+    kept = replace(schedule, keepers=(1, 0))
+    programs = [Program(each, lower(schedule).ranks) for each in (schedule, paired, kept)]
+    assert len({program.digest for program in programs}) == 3
+
+
+def test_pairs_are_found_where_their_ops_stand_in_the_program() -> None:
+    program = lower(replace(one_f_one_b(2, 3), overlapped=((1, 3), ())))
+    assert [[str(program.ranks[0][at]) for at in sorted(pairs)] for pairs in program.pairs[:1]] == [["0F1", "0F2"]]
+    assert lower(one_f_one_b(2, 3)).pairs == (frozenset(), frozenset())
 
 
 def test_the_name_alone_does_not_change_the_digest() -> None:

@@ -1,5 +1,7 @@
 """Schedules as values, and those that are refused."""
 
+from dataclasses import replace
+
 import pytest
 
 from penstock import Op, OpKind, Placement, Schedule, WeightRule, gpipe, one_f_one_b
@@ -41,8 +43,50 @@ def test_ops_for_another_number_of_ranks_are_refused() -> None:
 
 
 def test_an_op_that_only_lowering_adds_is_refused() -> None:
-    with pytest.raises(ScheduleError, match=r"rank 0 of sends holds 0SEND_F0; a schedule holds compute ops only"):
+    with pytest.raises(ScheduleError, match=r"rank 0 of sends holds 0SEND_F0; a schedule holds compute ops \("):
         Schedule("sends", Placement.looped(1), 1, ((Op(OpKind.SEND_F, 0, 0),),))
+
+
+def pairing(row: str, *pairs: int) -> Schedule:
+    ops = tuple(Op(OpKind[kind], 0, microbatch) for microbatch, kind in enumerate(row))
+    return Schedule("pairing", Placement.looped(1), len(row), (ops,), overlapped=(pairs,))
+
+
+def test_a_pair_is_a_forward_and_a_backward_side_by_side() -> None:
+    assert pairing("FBFIBFWIF", 0, 2, 4, 7).overlapped == ((0, 2, 4, 7),)
+
+
+@pytest.mark.parametrize(
+    ("row", "pairs", "at"),
+    [
+        ("FBFB", (0, 1), 1),  # shares an op with the pair before
+        ("FBFB", (2, 0), 0),
+        ("FBFB", (0, 0), 0),
+        ("FFBB", (0,), 0),
+        ("FFBB", (2,), 2),
+        ("FIWF", (2,), 2),
+        ("BIFF", (0,), 0),
+        ("FB", (1,), 1),
+        ("FB", (2,), 2),
+        ("FB", (-2,), -2),
+    ],
+)
+def test_what_is_no_pair_is_refused_with_its_position(row: str, pairs: tuple[int, ...], at: int) -> None:
+    with pytest.raises(ScheduleError, match=f"rank 0 of pairing: no pair at position {at}; positions ascend, each"):
+        pairing(row, *pairs)
+
+
+def test_pairs_and_keepers_are_given_for_every_rank() -> None:
+    with pytest.raises(ScheduleError, match="has pairs for 1 ranks of 2; give one list of positions a rank"):
+        replace(one_f_one_b(2, 4), overlapped=((1,),))
+    with pytest.raises(ScheduleError, match="has keepers for 3 ranks of 2; give one rank a rank"):
+        replace(one_f_one_b(2, 4), keepers=(2, 1, 0))
+    with pytest.raises(ScheduleError, match="has keeper 2 among 2 ranks; use a rank from 0 to 1"):
+        replace(one_f_one_b(2, 4), keepers=(1, 2))
+
+
+def test_no_pair_anywhere_has_one_spelling() -> None:
+    assert replace(one_f_one_b(2, 4), overlapped=((), ())) == one_f_one_b(2, 4)
 
 
 @pytest.mark.parametrize("name", ["", " gpipe", "two\nlines", "a  b", "tab\tbed"])

@@ -1,22 +1,23 @@
 """lower: what it puts in, where, and that what comes out always runs."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.brute_force import CAPACITIES, correct
+from tests.random_schedules import any_schedules, placements, valid_schedules
 
 from penstock import Op, OpKind, Placement, Program, Schedule, lower, parse_grid, verify
 from penstock.ir import COMPUTE, NO_MICROBATCH
 from penstock.schedules import SCHEDULES, forward_only, gpipe, named_schedule, one_f_one_b
-from tests.brute_force import CAPACITIES, correct
-from tests.random_schedules import any_schedules, placements, valid_schedules
 
 SIZES = {"num_ranks": st.integers(1, 5), "num_microbatches": st.integers(1, 8)}
 
 
 def compute_ops(program: Program) -> tuple[tuple[Op, ...], ...]:
     return tuple(
-        tuple(entry for entry in row if isinstance(entry, Op) and entry.kind in COMPUTE)
-        for row in program.ranks
+        tuple(entry for entry in row if isinstance(entry, Op) and entry.kind in COMPUTE) for row in program.ranks
     )
 
 
@@ -70,7 +71,7 @@ def test_one_f_one_b_is_lowered_to_these_instructions() -> None:
 def test_a_send_follows_the_op_that_made_its_value_at_once(num_ranks: int, num_microbatches: int) -> None:
     program = lower(one_f_one_b(num_ranks, num_microbatches))
     for row in program.ranks:
-        for before, entry in zip(row, row[1:], strict=False):
+        for before, entry in itertools.pairwise(row):
             if entry.kind in (OpKind.SEND_F, OpKind.SEND_B):
                 maker = OpKind.F if entry.kind is OpKind.SEND_F else OpKind.B
                 assert before == Op(maker, *entry[1:4])
@@ -152,6 +153,15 @@ def test_a_schedule_with_ops_of_a_replica_that_is_nowhere_is_lowered() -> None:
     """Symptom: IndexError from verify. Cause: the owner of a value nobody makes was looked up unchecked."""
     schedule = Schedule("odd", Placement.looped(2), 1, ((), (Op(OpKind.F, 1, 0, replica=1),)))
     assert compute_ops(lower(schedule)) == schedule.ranks
+
+
+def test_a_message_that_nobody_sends_is_still_waited_for() -> None:
+    schedule = parse_grid("""
+        lost p=2 m=1 weights=flush placement=0,1
+        rank 0: B0
+        rank 1: F0 B0
+    """)
+    assert texts(lower(schedule))[1] == "1RECV_F0 1F0 1B0 1SEND_B0"
 
 
 def test_one_rank_needs_no_communication() -> None:

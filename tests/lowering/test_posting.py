@@ -31,12 +31,8 @@ def most_ahead(program: Program) -> int:
     return most
 
 
-@given(
-    name=st.sampled_from(sorted(SCHEDULES)), num_ranks=st.integers(2, 5), num_microbatches=st.integers(1, 12)
-)
-def test_no_channel_is_posted_more_than_one_message_ahead(
-    name: str, num_ranks: int, num_microbatches: int
-) -> None:
+@given(name=st.sampled_from(sorted(SCHEDULES)), num_ranks=st.integers(2, 5), num_microbatches=st.integers(1, 12))
+def test_no_channel_is_posted_more_than_one_message_ahead(name: str, num_ranks: int, num_microbatches: int) -> None:
     program = lower(named_schedule(name, num_ranks=num_ranks, num_microbatches=num_microbatches))
     assert most_ahead(program) <= 2
 
@@ -53,11 +49,13 @@ def test_in_one_f_one_b_every_receive_is_posted_before_its_message_leaves(num_ra
 
 def test_a_receive_comes_earlier_only_where_its_sender_would_block() -> None:
     """Rank 0 sends twice before it takes; rank 1 stands in its own send, so its receive is posted there."""
-    program = lower(parse_grid("""
+    program = lower(
+        parse_grid("""
         facing p=2 m=4 weights=flush placement=0,1/1,0
         rank 0: 0F0 0F2 1F1@1 1B1@1 1F3@1 1B3@1 0B0 0B2
         rank 1: 0F1@1 0F3@1 1F0 1B0 1F2 1B2 0B1@1 0B3@1
-    """))
+    """)
+    )
     for row, opposite in zip(program.ranks, ("1F1@1", "1F0"), strict=True):
         text = [str(entry) for entry in row]
         sends = [position for position, entry in enumerate(row) if entry.kind in SENDS]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from penstock import Op, OpKind, Placement
 from penstock.errors import NotationError
-from penstock.ir import COMPUTE
+from penstock.ir import ORDERED
 from penstock.notation import parse_op
 from penstock.notation.cells import cell
 
@@ -29,7 +29,7 @@ def test_an_op_is_read(text: str, rank: int, placement: Placement, op: Op) -> No
 
 
 @given(
-    kind=st.sampled_from(sorted(COMPUTE)),
+    kind=st.sampled_from(sorted(ORDERED)),
     microbatch=st.integers(0, 10**6),
     place=st.sampled_from([(VEE, 0), (BOTH, 0), (BOTH, 1), (Placement.looped(4), 0), (Placement.looped(2, 3), 0)]),
     data=st.data(),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.random_schedules import any_schedules, valid_schedules
 
 from penstock import (
     Schedule,
@@ -22,15 +23,10 @@ from penstock import (
 from penstock.errors import NotationError, VerificationError
 from penstock.notation import files
 from penstock.schedules import SCHEDULES, named_schedule
-from tests.random_schedules import any_schedules, valid_schedules
 
 
-@given(
-    name=st.sampled_from(sorted(SCHEDULES)), num_ranks=st.integers(1, 12), num_microbatches=st.integers(1, 12)
-)
-def test_every_registered_schedule_is_read_back_as_written(
-    name: str, num_ranks: int, num_microbatches: int
-) -> None:
+@given(name=st.sampled_from(sorted(SCHEDULES)), num_ranks=st.integers(1, 12), num_microbatches=st.integers(1, 12))
+def test_every_registered_schedule_is_read_back_as_written(name: str, num_ranks: int, num_microbatches: int) -> None:
     schedule = named_schedule(name, num_ranks=num_ranks, num_microbatches=num_microbatches)
     assert schedule_from_json(schedule_to_json(schedule)) == schedule
 
@@ -93,7 +89,7 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
     "an unknown field": (changed(colour="red"), "Object contains unknown field `colour`"),
     "a missing field": (without("ranks"), "missing required field `ranks`"),
     "an unknown weight rule": (changed(weight_rule="none"), "Invalid enum value 'none' - at `$.weight_rule`"),
-    "a rank in words": (changed(placement=[[0, "1"]]), "Expected `int`, got `str` - at `$.placement[...][...]`"),
+    "a rank in words": (changed(placement=[[0, "1"]]), "Expected `int`, got `str` - at `$.placement["),
     "a gap in the placement": (changed(placement=[[0, 2]]), "placement uses ranks [0, 2]"),
     "a placement without stages": (changed(placement=[]), "placement is empty"),
     "no microbatches": (changed(num_microbatches=0), "num_microbatches=0; use at least 1"),
@@ -101,7 +97,7 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
     "a rank too few": (changed(ranks=[["0F0"]]), "gpipe has ops for 1 ranks but places stages on 2"),
     "a rank too many": (changed(ranks=[[], [], []]), "gpipe has ops for 3 ranks but places stages on 2"),
     "not an op": (changed(ranks=[["0F0"], ["1X0"]]), 'rank 1: "1X0" is not an op'),
-    "a number for an op": (changed(ranks=[[0], []]), "Expected `str`, got `int` - at `$.ranks[...][...]`"),
+    "a number for an op": (changed(ranks=[[0], []]), "Expected `str`, got `int` - at `$.ranks["),
     "a stage outside": (changed(ranks=[["0F0"], ["2F0"]]), 'rank 1: "2F0" names stage 2 of 2'),
     "a replica outside": (changed(ranks=[["0F0@1"], []]), 'rank 0: "0F0@1" names replica 1 of 1'),
     "a stage left out": (

@@ -5,13 +5,13 @@ import inspect
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.random_schedules import any_schedules, valid_schedules
 
 from penstock import Placement, Schedule, WeightRule, parse_grid
 from penstock.errors import NotationError
 from penstock.notation import draw_grid, grid
 from penstock.notation.grid import slots
 from penstock.schedules import SCHEDULES, gpipe, named_schedule, one_f_one_b
-from tests.random_schedules import any_schedules, valid_schedules
 
 GRID = """
     gpipe p=2 m=2 weights=flush placement=0,1
@@ -21,17 +21,11 @@ GRID = """
 
 
 def same_lines(left: str, right: str) -> bool:
-    return [line.strip() for line in left.strip().splitlines()] == [
-        line.strip() for line in right.strip().splitlines()
-    ]
+    return [line.strip() for line in left.strip().splitlines()] == [line.strip() for line in right.strip().splitlines()]
 
 
-@given(
-    name=st.sampled_from(sorted(SCHEDULES)), num_ranks=st.integers(1, 12), num_microbatches=st.integers(1, 12)
-)
-def test_every_registered_schedule_is_read_back_as_drawn(
-    name: str, num_ranks: int, num_microbatches: int
-) -> None:
+@given(name=st.sampled_from(sorted(SCHEDULES)), num_ranks=st.integers(1, 12), num_microbatches=st.integers(1, 12))
+def test_every_registered_schedule_is_read_back_as_drawn(name: str, num_ranks: int, num_microbatches: int) -> None:
     schedule = named_schedule(name, num_ranks=num_ranks, num_microbatches=num_microbatches)
     assert parse_grid(draw_grid(schedule)) == schedule
 
@@ -66,8 +60,8 @@ HAND_MADE = {
     """,
     "optimizer steps": """
         async p=2 m=2 weights=stash placement=0,1
-        rank 0: F0 F1 .  B0 S0 B1 S1
-        rank 1: .  F0 B0 S0 F1 B1 S1
+        rank 0: F0 F1 .  B0 S0 .  B1 S1
+        rank 1: .  F0 B0 S0 F1 B1 S1 .
     """,
     "two chunks in a loop": """
         loop p=2 m=1 weights=flush placement=0,1,0,1
@@ -77,7 +71,7 @@ HAND_MADE = {
     "a rank without ops": """
         idle p=2 m=1 weights=frozen placement=0,1
         rank 0: F0
-        rank 1:
+        rank 1: .
     """,
 }
 
@@ -130,8 +124,8 @@ WRONG = {
     "a row too many": (f"{HEAD}\n{BODY}\nrank 2: F0", "header: p=2 and stages on 2 ranks, but 3 rows follow"),
     "another p": (f"{HEAD.replace('p=2', 'p=3')}\n{BODY}", "header: p=3 and stages on 2 ranks"),
     "an unknown field": (
-        f"{HEAD.replace('placement', 'placment')}\n{BODY}",
-        'header: unknown field "placment". Did you mean "placement"? Known: p, m, weights, placement',
+        f"{HEAD.replace('placement', 'plcement')}\n{BODY}",
+        'header: unknown field "plcement". Did you mean "placement"? Known: p, m, weights, placement',
     ),
     "a missing field": (
         f"{HEAD.replace(' m=2', '')}\n{BODY}",
@@ -144,7 +138,7 @@ WRONG = {
     "ragged directions": (f"{HEAD}/0\n{BODY}", "header: placement has replicas of [2, 1] stages"),
     "an unknown weight rule": (
         f"{HEAD.replace('flush', 'flash')}\n{BODY}",
-        "header: weights=flash; use one of flush, stash, double_buffered, latest, frozen",
+        f"header: weights=flash; use one of {', '.join(WeightRule)}",
     ),
     "no microbatches": (f"{HEAD.replace('m=2', 'm=0')}\n{BODY}", "header: num_microbatches=0; use at least 1"),
     "rows out of order": (

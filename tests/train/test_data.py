@@ -71,9 +71,7 @@ def test_epochs_differ_in_order() -> None:
 def test_epochs_cut_the_text_at_different_places() -> None:
     corpus = Corpus(train=np.arange(400), held_out=np.arange(1), digest="")  # type: ignore[arg-type]
     per_epoch = (400 // 16 - 1) // 4
-    firsts = [
-        batch(corpus, step=per_epoch * epoch, seed=0, batch_size=4, context=16)[0] for epoch in range(9)
-    ]
+    firsts = [batch(corpus, step=per_epoch * epoch, seed=0, batch_size=4, context=16)[0] for epoch in range(9)]
     assert len({int(first[0, 0]) % 16 for first in firsts}) > 3
 
 

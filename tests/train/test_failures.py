@@ -8,9 +8,7 @@ from penstock.train.failures import Ending, Failure, Position, died, first_cause
 
 
 def test_a_killed_rank_is_the_cause_of_a_connection_lost_before_its_death_was_seen() -> None:
-    lost = Failure(
-        0, Ending.LOST_CONNECTION, seconds=100.2, message="RuntimeError: Connection closed by peer"
-    )
+    lost = Failure(0, Ending.LOST_CONNECTION, seconds=100.2, message="RuntimeError: Connection closed by peer")
     killed = died(1, -signal.SIGKILL, seconds=101)
     assert first_cause([lost, killed]) is killed
 
@@ -49,9 +47,7 @@ def test_a_silent_end_is_told_by_signal_name_or_exit_code(exit_code: int, words:
 
 
 def test_an_error_is_told_with_where_every_rank_was_and_its_traceback() -> None:
-    failure = Failure(
-        1, Ending.ERROR, 0.0, "ValueError: no", "Traceback …\nValueError: no\n", Position("F", 3)
-    )
+    failure = Failure(1, Ending.ERROR, 0.0, "ValueError: no", "Traceback …\nValueError: no\n", Position("F", 3))
     others = {0: Position("RECV stage 0", step=3, waiting_for="rank 1"), 1: Position("elsewhere")}
     assert tell(failure, others=others) == (
         "rank 1 failed: ValueError: no\n"

@@ -113,9 +113,7 @@ def test_nothing_listens_beyond_loopback_and_only_the_launcher_hosts_a_store(
 
 
 @pytest.mark.parametrize("whole_group", [False, True])
-def test_ctrl_c_ends_ranks_blocked_in_gloo_with_one_line(
-    start: Callable[..., Job], whole_group: bool
-) -> None:
+def test_ctrl_c_ends_ranks_blocked_in_gloo_with_one_line(start: Callable[..., Job], whole_group: bool) -> None:
     job = start(str(JOB), "hang")
     job.wait_for_ranks()
     (os.killpg if whole_group else os.kill)(job.process.pid, signal.SIGINT)

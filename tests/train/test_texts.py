@@ -16,9 +16,7 @@ def test_the_standard_library_is_python_source_without_tests_or_installed_packag
     assert paths == sorted(paths)
     assert "argparse.py" in {path.name for path in paths}
     assert all(path.suffix == ".py" for path in paths)
-    assert not {"site-packages", "test", "tests", "encodings"} & {
-        part for path in paths for part in path.parts
-    }
+    assert not {"site-packages", "test", "tests", "encodings"} & {part for path in paths for part in path.parts}
 
 
 def test_the_standard_library_is_megabytes_of_text() -> None:

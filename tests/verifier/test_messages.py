@@ -3,13 +3,13 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.random_schedules import valid_schedules
 
 from penstock import OpKind, Program, lower, parse_grid, verify
 from penstock.errors import VerificationError
 from penstock.ir import COMPUTE, RECEIVES, SENDS, Channel, Instruction, Transfer
 from penstock.schedules import one_f_one_b
 from penstock.verifier.messages import check_messages
-from tests.random_schedules import valid_schedules
 
 Rows = list[list[Instruction]]
 
@@ -50,7 +50,7 @@ def test_a_dropped_send_or_receive_leaves_its_partner_named(program: Program, da
 
 @given(program=programs(), data=st.data())
 def test_a_doubled_send_or_receive_is_refused(program: Program, data: st.DataObject) -> None:
-    rank, position, entry = pick(data, program, SENDS | RECEIVES)
+    rank, _, entry = pick(data, program, SENDS | RECEIVES)
     rows = rows_of(program)
     rows[rank].insert(data.draw(st.integers(0, len(rows[rank]))), entry)
     assert f"channel {entry.channel}, message " in refusal(program, rows)
@@ -168,11 +168,13 @@ def test_a_message_by_way_of_the_wrong_rank_leaves_its_consumer_without() -> Non
 
 
 def test_receives_of_different_channels_may_change_places() -> None:
-    program = lower(parse_grid("""
+    program = lower(
+        parse_grid("""
         pair p=2 m=1 weights=flush placement=0,1,0
         rank 0: 0F0 2F0 2B0 0B0
         rank 1: 1F0 1B0
-    """))
+    """)
+    )
     rows = rows_of(program)
     at = [position for position, entry in enumerate(rows[1]) if entry.kind in RECEIVES]
     assert [str(rows[1][position]) for position in at] == ["1RECV_F0", "1RECV_B0"]

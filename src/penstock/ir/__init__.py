@@ -1,7 +1,7 @@
 """The values everything else is about: ops, placements, schedules and programs. Pure; no times."""
 
 from penstock.ir.dependencies import Value, ValueKind, carried, consumed, message, produced
-from penstock.ir.ops import BACKWARD, COMPUTE, NO_MICROBATCH, RECEIVES, SENDS, Channel, Op, OpKind, Transfer
+from penstock.ir.ops import BACKWARD, COMPUTE, NO_MICROBATCH, ORDERED, RECEIVES, SENDS, Channel, Op, OpKind, Transfer
 from penstock.ir.placement import Placement
 from penstock.ir.program import Instruction, Program
 from penstock.ir.schedule import Schedule, WeightRule
@@ -10,6 +10,7 @@ __all__ = [
     "BACKWARD",
     "COMPUTE",
     "NO_MICROBATCH",
+    "ORDERED",
     "RECEIVES",
     "SENDS",
     "Channel",

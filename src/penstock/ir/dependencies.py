@@ -5,7 +5,7 @@ come before what (the grid, lowering, the verifier, the simulator) reads them he
 
     F(s-1) --OUTPUT--> F(s) --OUTPUT--> F(s+1)
                         |
-                      SAVED
+                      SAVED (or SAVED, OFFLOAD, OFFLOADED, RELOAD, SAVED)
                         v
     B(s-1) <-INPUT_GRAD- B(s) or I(s) <-INPUT_GRAD- B(s+1) or I(s+1)
                                  |
@@ -30,6 +30,7 @@ class ValueKind(IntEnum):
     INPUT_GRAD = 2  # the gradient of a stage's input: the previous stage's output gradient
     DEFERRED = 3  # what an I keeps for its W
     WEIGHT_GRAD = 4  # the microbatch's contribution to the stage's gradients
+    OFFLOADED = 5  # what a forward kept, while another rank keeps it
 
 
 class Value(NamedTuple):
@@ -47,6 +48,8 @@ CONSUMES: dict[OpKind, tuple[tuple[ValueKind, int], ...]] = {
     OpKind.I: ((ValueKind.SAVED, 0), (ValueKind.INPUT_GRAD, +1)),
     OpKind.W: ((ValueKind.DEFERRED, 0),),
     OpKind.S: ((ValueKind.WEIGHT_GRAD, 0),),
+    OpKind.OFFLOAD: ((ValueKind.SAVED, 0),),
+    OpKind.RELOAD: ((ValueKind.OFFLOADED, 0),),
 }
 """Kind of op -> (kind of value, stage of its maker relative to the op's)."""
 
@@ -56,6 +59,8 @@ PRODUCES: dict[OpKind, tuple[ValueKind, ...]] = {
     OpKind.I: (ValueKind.INPUT_GRAD, ValueKind.DEFERRED),
     OpKind.W: (ValueKind.WEIGHT_GRAD,),
     OpKind.S: (),
+    OpKind.OFFLOAD: (ValueKind.OFFLOADED,),
+    OpKind.RELOAD: (ValueKind.SAVED,),
 }
 
 MESSAGE: dict[OpKind, tuple[ValueKind, int]] = {

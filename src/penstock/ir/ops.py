@@ -29,12 +29,15 @@ class OpKind(IntEnum):
     UNSHARD = 10
     RESHARD = 11
     RECOMPUTE = 12
-    OFFLOAD = 13
-    RELOAD = 14
+    OFFLOAD = 13  # a microbatch's activations leave for the rank that keeps them
+    RELOAD = 14  # they come back, before the backward that needs them
 
 
 COMPUTE = frozenset({OpKind.F, OpKind.B, OpKind.I, OpKind.W, OpKind.S})
-"""The kinds a Schedule may hold; all others are added by lowering."""
+"""The kinds that compute."""
+
+ORDERED = COMPUTE | {OpKind.OFFLOAD, OpKind.RELOAD}
+"""The kinds a Schedule may hold, whose order lowering keeps; all others are added by lowering."""
 
 BACKWARD = frozenset({OpKind.B, OpKind.I})
 """The kinds that yield the gradient of a stage's input."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from penstock.ir.ops import Channel, Op, Transfer
+from penstock.ir.ops import ORDERED, Channel, Op, Transfer
 from penstock.ir.schedule import Schedule
 
 Instruction = Op | Transfer
@@ -39,11 +39,23 @@ class Program:
         return tuple(sorted(used))
 
     @cached_property
+    def pairs(self) -> tuple[frozenset[int], ...]:
+        """Per rank the positions of the instructions that start an overlapped pair; its other op follows at once."""
+        overlapped = self.schedule.overlapped
+        if not overlapped:
+            return (frozenset(),) * self.num_ranks
+        found = []
+        for entries, starts in zip(self.ranks, overlapped, strict=False):
+            ordered = [position for position, entry in enumerate(entries) if entry.kind in ORDERED]
+            found.append(frozenset(ordered[start] for start in starts if start < len(ordered)))
+        return tuple(found)
+
+    @cached_property
     def digest(self) -> str:
         """A hash of everything that decides what runs; ranks compare it before the first step."""
         schedule = self.schedule
         numbers = array("q", [schedule.num_microbatches])
-        for row in schedule.placement.table:
+        for row in (*schedule.placement.table, *schedule.overlapped, schedule.keepers):
             numbers.extend((len(row), *row))
         for entries in self.ranks:
             numbers.append(len(entries))

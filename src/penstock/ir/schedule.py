@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from penstock.errors import ScheduleError
-from penstock.ir.ops import COMPUTE, Op
+from penstock.ir.ops import ORDERED, Op, OpKind
 from penstock.ir.placement import Placement
+
+_PAIRS = {frozenset({OpKind.F, OpKind.B}), frozenset({OpKind.F, OpKind.I})}
+"""The kinds of two ops that may overlap."""
 
 
 class WeightRule(StrEnum):
-    """Which weights a backward uses."""
+    """Which weights a forward and its backward use; `penstock.verifier.weights` states each rule exactly."""
 
     FLUSH = "flush"  # one version: the optimizer steps after the schedule has drained
     STASH = "stash"  # the version that the microbatch's forward used (PipeDream)
+    VERTICAL_SYNC = "vertical_sync"  # on every stage the version that the input stage used (PipeDream, optional)
     DOUBLE_BUFFERED = "double_buffered"  # two versions (PipeDream-2BW)
     LATEST = "latest"  # whatever is there: no stashing (PipeMare)
     FROZEN = "frozen"  # no backward at all: evaluation
@@ -29,11 +33,15 @@ class Schedule:
         name: how it is called in tables and errors; words parted by single spaces.
         placement: stage -> rank, per replica.
         num_microbatches: m, over all replicas.
-        ranks: per rank its compute ops (`F B I W S`) in order.
+        ranks: per rank its compute ops (`F B I W S`) in order, with `OFFLOAD` and `RELOAD` between them.
         weight_rule: which weights a backward uses.
+        overlapped: per rank the positions i, sorted, of a forward and a backward that run as one pair: op i and op
+            i + 1. Empty: none anywhere.
+        keepers: per rank the rank that keeps the activations it offloads. Empty: nothing is offloaded.
 
     Raises:
-        ScheduleError: sizes that contradict each other, or an op that only lowering may add.
+        ScheduleError: sizes that contradict each other, an op that only lowering may add, or a pair that is not one
+            forward and one backward.
     """
 
     name: str
@@ -41,6 +49,8 @@ class Schedule:
     num_microbatches: int
     ranks: tuple[tuple[Op, ...], ...]
     weight_rule: WeightRule = WeightRule.FLUSH
+    overlapped: tuple[tuple[int, ...], ...] = ()
+    keepers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name or " ".join(self.name.split()) != self.name:
@@ -53,12 +63,45 @@ class Schedule:
                 f"{self.placement.num_ranks}; give one row of ops a rank"
             )
         for rank, ops in enumerate(self.ranks):
-            foreign = next((op for op in ops if op.kind not in COMPUTE), None)
+            foreign = next((op for op in ops if op.kind not in ORDERED), None)
             if foreign is not None:
                 raise ScheduleError(
-                    f"rank {rank} of {self.name} holds {foreign}; a schedule holds compute ops only "
-                    "(F, B, I, W, S); penstock.lower adds communication"
+                    f"rank {rank} of {self.name} holds {foreign}; a schedule holds compute ops "
+                    "(F, B, I, W, S), OFFLOAD and RELOAD only; penstock.lower adds communication"
                 )
+        if not any(self.overlapped):
+            object.__setattr__(self, "overlapped", ())  # one spelling, so that equal schedules compare equal
+        self._check_overlapped()
+        self._check_keepers()
+
+    def _check_overlapped(self) -> None:
+        if self.overlapped and len(self.overlapped) != self.num_ranks:
+            raise ScheduleError(
+                f"{self.name} has pairs for {len(self.overlapped)} ranks of {self.num_ranks}; give one list of "
+                "positions a rank, empty where the rank has none"
+            )
+        for rank, (ops, pairs) in enumerate(zip(self.ranks, self.overlapped, strict=False)):
+            free = 0
+            for at in pairs:
+                pair = ops[at : at + 2] if at >= free else ()
+                if frozenset(op.kind for op in pair) not in _PAIRS:
+                    raise ScheduleError(
+                        f"rank {rank} of {self.name}: no pair at position {at}; positions ascend, each pair is one "
+                        "forward and one backward (B or I) side by side, and no op is in two"
+                    )
+                free = at + 2
+
+    def _check_keepers(self) -> None:
+        if self.keepers and len(self.keepers) != self.num_ranks:
+            raise ScheduleError(
+                f"{self.name} has keepers for {len(self.keepers)} ranks of {self.num_ranks}; give one rank a rank"
+            )
+        foreign = [keeper for keeper in self.keepers if not 0 <= keeper < self.num_ranks]
+        if foreign:
+            raise ScheduleError(
+                f"{self.name} has keeper {foreign[0]} among {self.num_ranks} ranks; use a rank from 0 to "
+                f"{self.num_ranks - 1}"
+            )
 
     @property
     def num_ranks(self) -> int:

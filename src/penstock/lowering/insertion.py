@@ -9,6 +9,8 @@
    never deadlocks, whether the transport buffers or not.
 4. REDUCE_GRAD follows the last op that adds to its stage's gradients. Where a direction has no microbatch
    that trains, it ends the rank's program: the stage's other owners still sum with this one.
+5. Nothing stands between the two ops of an overlapped pair: the receives of both are posted before it, the sends and
+   reductions of both follow it.
 """
 
 from __future__ import annotations
@@ -39,18 +41,23 @@ def lower(schedule: Schedule, *, reduce_gradients: bool = False) -> Program:
     sending: list[list[Instruction]] = []
     for rank, ops in enumerate(schedule.ranks):
         entries: list[Instruction] = []
+        after: list[Instruction] = []
         last_use = _last_gradients(ops) if reduce_gradients else {}
+        pairs = frozenset(schedule.overlapped[rank]) if schedule.overlapped else ()
         for position, op in enumerate(ops):
             entries.append(op)
-            entries.extend(_sends(op, rank, takers))
+            after.extend(_sends(op, rank, takers))
             if last_use.get((op.stage, op.replica)) == position:
-                entries.append(Op(OpKind.REDUCE_GRAD, op.stage, NO_MICROBATCH, op.replica))
+                after.append(Op(OpKind.REDUCE_GRAD, op.stage, NO_MICROBATCH, op.replica))
+            if position not in pairs:
+                entries.extend(after)
+                after.clear()
         if reduce_gradients and schedule.weight_rule is not WeightRule.FROZEN:
             held = (key for key in _held(schedule, rank) if key not in last_use)
             entries.extend(Op(OpKind.REDUCE_GRAD, stage, NO_MICROBATCH, replica) for stage, replica in held)
         sending.append(entries)
     incoming = [_incoming(schedule, rank, makers, sending) for rank in range(schedule.num_ranks)]
-    return Program(schedule, post_receives(schedule.num_stages, sending, incoming))
+    return Program(schedule, post_receives(schedule, sending, incoming))
 
 
 def _makers(schedule: Schedule) -> dict[Value, int]:
@@ -72,14 +79,16 @@ def _incoming(
 ) -> list[Incoming]:
     """Returns the receives of `rank`, by channel, in the order in which their messages are sent."""
     wanted: dict[Channel, dict[Value, tuple[int, Transfer]]] = {}
+    seconds = {start + 1 for start in schedule.overlapped[rank]} if schedule.overlapped else ()
     for position, op in enumerate(schedule.ranks[rank]):
+        before = position - 1 if position in seconds else position  # a pair takes all its inputs at its start
         for value in consumed(op, schedule.num_stages):
             if value.kind not in TRAVELS:
                 continue
             maker = makers[value] if value in makers else _placed_maker(schedule, value, default=rank)
             if maker != rank:
                 receive = message(value, maker=maker, taker=rank)[1]
-                wanted.setdefault(receive.channel, {})[value] = (position, receive)
+                wanted.setdefault(receive.channel, {})[value] = (before, receive)
     incoming = []
     for channel in sorted(wanted):
         values = wanted[channel]
@@ -108,9 +117,7 @@ def _held(schedule: Schedule, rank: int) -> list[tuple[int, int]]:
     """Returns `(stage, replica)` of every stage that `rank` holds."""
     placement = schedule.placement
     return [
-        (stage, replica)
-        for replica in range(placement.num_replicas)
-        for stage in placement.stages_of(rank, replica)
+        (stage, replica) for replica in range(placement.num_replicas) for stage in placement.stages_of(rank, replica)
     ]
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from penstock.ir.dependencies import Value, carried, consumed, produced
 from penstock.ir.ops import Channel, Op, OpKind, Transfer
 from penstock.ir.program import Instruction
+from penstock.ir.schedule import Schedule
 
 
 @dataclass(frozen=True)
 class Incoming:
-    """The receives of one channel in the order of its sends, each with the position of its taker."""
+    """The receives of one channel in the order of its sends, each with the position of its taker (or its pair)."""
 
     channel: Channel
     receives: tuple[tuple[int, Transfer], ...]
@@ -24,6 +25,7 @@ class _Rank:
 
     entries: list[Instruction]
     due: deque[tuple[int, Channel, int]]  # (position of the op before which to post, channel, how many-th)
+    pairs: frozenset[int]  # positions of the ops that start a pair
     out: list[Instruction] = field(default_factory=list)
     at: int = 0
     ops_done: int = 0
@@ -33,10 +35,8 @@ class _Rank:
 class _Walk:
     """One walk over all ranks under rendezvous semantics, writing each rank's program as it goes."""
 
-    def __init__(
-        self, num_stages: int, sending: list[list[Instruction]], incoming: list[list[Incoming]]
-    ) -> None:
-        self.num_stages = num_stages
+    def __init__(self, schedule: Schedule, sending: list[list[Instruction]], incoming: list[list[Incoming]]) -> None:
+        self.num_stages = schedule.num_stages
         self.unposted = {
             lane.channel: deque(receive for _, receive in lane.receives) for row in incoming for lane in row
         }
@@ -44,7 +44,10 @@ class _Walk:
         self.sent = dict.fromkeys(self.unposted, 0)
         self.arrived: set[Value] = set()
         self.taken = {carried(receive) for lane in self.unposted.values() for receive in lane}
-        self.ranks = [_Rank(entries, _due(lanes)) for entries, lanes in zip(sending, incoming, strict=True)]
+        pairs = [frozenset(starts) for starts in schedule.overlapped] or [frozenset[int]()] * len(sending)
+        self.ranks = [
+            _Rank(entries, _due(lanes), starts) for entries, lanes, starts in zip(sending, incoming, pairs, strict=True)
+        ]
 
     def run(self) -> None:
         awake = deque(range(len(self.ranks)))
@@ -88,6 +91,10 @@ class _Walk:
         if op.kind == OpKind.REDUCE_GRAD:
             return True
         needs = consumed(op, self.num_stages)
+        if rank.ops_done in rank.pairs:
+            second = rank.entries[rank.at + 1]
+            assert isinstance(second, Op)
+            needs += consumed(second, self.num_stages)
         return all(value in (self.arrived if value in self.taken else rank.own) for value in needs)
 
     def post_due(self, rank: _Rank) -> list[int]:
@@ -114,16 +121,16 @@ class _Walk:
 
 
 def post_receives(
-    num_stages: int, sending: list[list[Instruction]], incoming: list[list[Incoming]]
+    schedule: Schedule, sending: list[list[Instruction]], incoming: list[list[Incoming]]
 ) -> tuple[tuple[Instruction, ...], ...]:
     """Returns the programs of all ranks: `sending` with the receives of `incoming` posted in between.
 
     Args:
-        num_stages: s.
+        schedule: the order of compute ops, and which of them run as pairs.
         sending: per rank its compute ops, sends and reductions.
         incoming: per rank its receives by channel.
     """
-    walk = _Walk(num_stages, sending, incoming)
+    walk = _Walk(schedule, sending, incoming)
     walk.run()
     return tuple(tuple(rank.out) for rank in walk.ranks)
 

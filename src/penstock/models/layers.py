@@ -15,10 +15,11 @@ def from_layers(model: nn.Sequential | nn.ModuleList | Sequence[nn.Module]) -> C
     """Returns the layers of an nn.Sequential by their names, or of a list by their index.
 
     Raises:
-        ModelError: an entry that is no module, or the same module twice.
+        ModelError: an entry that is no module, the same module twice, or a Sequential that is more than its layers.
     """
     named: list[tuple[str, Any]]
     if isinstance(model, nn.Module):
+        _check_plain(model)
         named = list(model._modules.items())
     else:
         named = [(str(index), layer) for index, layer in enumerate(model)]
@@ -30,3 +31,15 @@ def from_layers(model: nn.Sequential | nn.ModuleList | Sequence[nn.Module]) -> C
         if before != name:
             raise ModelError(f"layers {before} and {name} are the same module; every layer is run by one stage, once")
     return CutModel(dict(named))
+
+
+def _check_plain(model: nn.Module) -> None:
+    """Refuses a Sequential of the user's own make: what it adds to its layers would be lost in the cut."""
+    name = type(model).__name__
+    if isinstance(model, nn.Sequential) and type(model).forward is not nn.Sequential.forward:
+        raise ModelError(
+            f"{name} has a forward of its own, which its layers alone would not run; make it one layer"
+        )
+    own = [*model._parameters, *model._buffers]
+    if own:
+        raise ModelError(f"{name} itself holds {', '.join(own)}, in none of its layers; put them into a layer")

@@ -5,23 +5,21 @@ from __future__ import annotations
 import re
 
 from penstock.errors import NotationError
-from penstock.ir.ops import COMPUTE, Op, OpKind
+from penstock.ir.ops import ORDERED, Op, OpKind
 from penstock.ir.placement import Placement
 
 _CELL = re.compile(r"(?P<stage>\d+)?(?P<kind>[A-Z]+)(?P<microbatch>\d+)(?:@(?P<replica>\d+))?")
 
 
 def parse_op(text: str, *, rank: int, placement: Placement) -> Op:
-    """Returns the compute op written as `text` in the row of `rank`.
+    """Returns the op written as `text` in the row of `rank`.
 
     Raises:
         NotationError: not an op, or the stage is left out where the rank holds several.
     """
     match = _CELL.fullmatch(text)
-    if match is None or match["kind"] not in OpKind.__members__ or OpKind[match["kind"]] not in COMPUTE:
-        raise NotationError(
-            f'rank {rank}: "{text}" is not an op; write stage, kind, microbatch, e.g. 0F3 or 1B0'
-        )
+    if match is None or match["kind"] not in OpKind.__members__ or OpKind[match["kind"]] not in ORDERED:
+        raise NotationError(f'rank {rank}: "{text}" is not an op; write stage, kind, microbatch, e.g. 0F3 or 1B0')
     replica = int(match["replica"] or 0)
     if replica >= placement.num_replicas:
         raise NotationError(f'rank {rank}: "{text}" names replica {replica} of {placement.num_replicas}')
@@ -43,7 +41,5 @@ def cell(op: Op, *, placement: Placement, rank: int) -> str:
 def _only_stage(text: str, rank: int, stages: tuple[int, ...]) -> int:
     if len(stages) != 1:
         held = ", ".join(map(str, stages)) or "none"
-        raise NotationError(
-            f'rank {rank}: "{text}" has no stage and the rank holds {held}; write e.g. 0{text}'
-        )
+        raise NotationError(f'rank {rank}: "{text}" has no stage and the rank holds {held}; write e.g. 0{text}')
     return stages[0]

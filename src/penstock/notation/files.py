@@ -3,7 +3,9 @@
     {"format": "penstock.schedule", "version": 1, "name": "gpipe", "num_microbatches": 1,
      "weight_rule": "flush", "placement": [[0, 1]], "ranks": [["0F0", "0B0"], ["1F0", "1B0"]]}
 
-`placement` has one row a replica, `ranks` one row a rank.
+`placement` has one row a replica, `ranks` one row a rank. Two fields are left out where they are empty: `overlapped`
+has for each rank the positions of the ops that run as one pair with the op behind them, `keepers` for each rank the
+rank that keeps what it offloads.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ class _Heading(msgspec.Struct):
     version: int
 
 
-class _File(msgspec.Struct, forbid_unknown_fields=True):
+class _File(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     format: Literal["penstock.schedule"]
     version: int
     name: str
@@ -35,6 +37,8 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     weight_rule: WeightRule
     placement: list[list[int]]
     ranks: list[list[str]]
+    overlapped: list[list[int]] = []
+    keepers: list[int] = []
 
 
 def schedule_to_json(schedule: Schedule) -> str:
@@ -47,6 +51,8 @@ def schedule_to_json(schedule: Schedule) -> str:
         weight_rule=schedule.weight_rule,
         placement=[list(row) for row in schedule.placement.table],
         ranks=[[str(op) for op in ops] for ops in schedule.ranks],
+        overlapped=[list(pairs) for pairs in schedule.overlapped],
+        keepers=list(schedule.keepers),
     )
     return msgspec.json.encode(file).decode()
 
@@ -72,7 +78,15 @@ def schedule_from_json(text: str | bytes) -> Schedule:
             tuple(parse_op(cell, rank=rank, placement=placement) for cell in cells)
             for rank, cells in enumerate(file.ranks)
         )
-        return Schedule(file.name, placement, file.num_microbatches, ranks, file.weight_rule)
+        return Schedule(
+            file.name,
+            placement,
+            file.num_microbatches,
+            ranks,
+            file.weight_rule,
+            overlapped=tuple(map(tuple, file.overlapped)),
+            keepers=tuple(file.keepers),
+        )
     except (msgspec.DecodeError, UnicodeError, RecursionError, ScheduleError) as error:
         raise NotationError(f"not a schedule file: {error}") from None
 

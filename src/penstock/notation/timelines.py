@@ -208,9 +208,7 @@ def _op(text: str) -> Op:
 
 def _kind(name: str, place: str) -> OpKind:
     if name not in OpKind.__members__:
-        raise NotationError(
-            f'"{name}" of {place} is no kind of op; kinds are {", ".join(OpKind.__members__)}'
-        )
+        raise NotationError(f'"{name}" of {place} is no kind of op; kinds are {", ".join(OpKind.__members__)}')
     return OpKind[name]
 
 
@@ -221,9 +219,7 @@ def _check(timeline: Timeline) -> None:
         raise NotationError("spans are empty; a timeline has a list of spans for every rank")
     if len(timeline.memory) not in (0, timeline.num_ranks):
         raise NotationError(f"memory has {len(timeline.memory)} curves for {timeline.num_ranks} ranks")
-    entries: Iterable[Span | Wait | Transmission] = chain(
-        timeline.spans, timeline.waits, timeline.transmissions
-    )
+    entries: Iterable[Span | Wait | Transmission] = chain(timeline.spans, timeline.waits, timeline.transmissions)
     for entry in entries:
         if entry.end < entry.start:
             raise NotationError(f"{entry.op} ends at {entry.end}, before it starts at {entry.start}")

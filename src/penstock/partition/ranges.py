@@ -47,8 +47,7 @@ class Partition:
             raise PartitionError(f"num_stages={num_stages}; use at least 1")
         if num_stages > num_layers:
             raise PartitionError(
-                f"{num_layers} layers cannot fill {num_stages} stages; use at most {num_layers} stages, "
-                "or more layers"
+                f"{num_layers} layers cannot fill {num_stages} stages; use at most {num_layers} stages, or more layers"
             )
         size, longer = divmod(num_layers, num_stages)
         return Partition.of_sizes([size + (stage < longer) for stage in range(num_stages)])
@@ -60,6 +59,9 @@ class Partition:
         Raises:
             PartitionError: no stage, or a stage without layers.
         """
+        for size in sizes:
+            if isinstance(size, bool) or not isinstance(size, int):
+                raise PartitionError(f"partition sizes {list(sizes)}: {size!r} is no whole number of layers, e.g. 3")
         return Partition(tuple(accumulate(sizes, initial=0)))
 
     @property
@@ -91,8 +93,7 @@ class Partition:
         if self.num_layers < num_layers:
             left = list(range(self.num_layers, num_layers))
             raise PartitionError(
-                f"partition {sizes} leaves out layers {left} of {num_layers}; sizes must add up "
-                f"to {num_layers}"
+                f"partition {sizes} leaves out layers {left} of {num_layers}; sizes must add up to {num_layers}"
             )
         if self.num_layers > num_layers:
             raise PartitionError(

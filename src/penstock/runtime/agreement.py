@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,11 +13,11 @@ from penstock.errors import BatchError, HandshakeError, UserError
 from penstock.runtime.boundary import flatten
 from penstock.runtime.transport import Transport, gather_bytes, gather_json
 
-CALLS = ("step", "evaluate", "forward", "trace", "clip_grad_norm_", "close")
+CALLS = ("step", "evaluate", "forward", "forward(broadcast=True)", "trace", "clip_grad_norm_")
 _UNKNOWN = -1
 
 
-def check_same(transport: Transport, facts: Mapping[str, Any], problem: UserError | None) -> None:
+def check_same(transport: Transport, facts: Mapping[str, Any], problem: Exception | None) -> None:
     """Refuses a pipeline whose ranks hold different plans, or one of which could not make its own.
 
     Args:
@@ -26,10 +26,10 @@ def check_same(transport: Transport, facts: Mapping[str, Any], problem: UserErro
         problem: why this rank could not make its plan.
 
     Raises:
-        UserError: `problem`, on the rank that has it.
+        Exception: `problem`, on the rank that has it.
         HandshakeError: another rank's problem, or the first fact that differs with the ranks that differ.
     """
-    replies = gather_json(transport, {"facts": facts, "problem": str(problem) if problem else ""})
+    replies = gather_json(transport, {"facts": facts, "problem": _told(problem)})
     if problem is not None:
         raise problem
     for rank, reply in enumerate(replies):
@@ -52,7 +52,8 @@ class Offer(NamedTuple):
     Attributes:
         inputs: samples in the inputs, on the rank of the first stage.
         targets: samples in the targets, on the rank of the last stage.
-        signature: structure, shapes and dtypes of all input microbatches, on the rank of the first stage.
+        signature: what decides the shapes of boundaries: structure, shapes and dtypes of all input microbatches on
+            the rank of the first stage, and on every rank which of its parameters are trained.
     """
 
     inputs: int = _UNKNOWN
@@ -60,7 +61,7 @@ class Offer(NamedTuple):
     signature: int = _UNKNOWN
 
 
-def agree(transport: Transport, call: str, *, number: int, offer: Offer, problem: UserError | None) -> Offer:
+def agree(transport: Transport, call: str, *, number: int, offer: Offer, problem: Exception | None = None) -> Offer:
     """Returns what the ranks know together about this call, once all of them make the same one.
 
     Args:
@@ -71,7 +72,7 @@ def agree(transport: Transport, call: str, *, number: int, offer: Offer, problem
         problem: why this rank cannot go on with its arguments.
 
     Raises:
-        UserError: `problem`, on the rank that has it; BatchError with its text on the others.
+        Exception: `problem`, on the rank that has it; BatchError with its text on the others.
         HandshakeError: the ranks made different calls; the message names them.
         BatchError: inputs and targets of different sizes.
     """
@@ -82,26 +83,50 @@ def agree(transport: Transport, call: str, *, number: int, offer: Offer, problem
         made = ", ".join(f"rank {rank} {calls[rank]} (its call {row[1]})" for rank, row in enumerate(rows))
         raise HandshakeError(f"ranks called different things: {made}; every rank runs the same lines of the loop")
     if any(row[2] for row in rows):
-        texts = gather_bytes(transport, str(problem or "").encode())
+        texts = gather_bytes(transport, _told(problem).encode())
         if problem is not None:
             raise problem
         raise BatchError(next(f"rank {rank}: {text.decode()}" for rank, text in enumerate(texts) if text))
-    agreed = Offer(*(max(column) for column in zip(*(row[3:] for row in rows), strict=True)))
-    if agreed.targets not in (_UNKNOWN, agreed.inputs):
-        raise BatchError(f"inputs hold {agreed.inputs} samples and targets {agreed.targets}; give as many of both")
-    return agreed
+    offers = [Offer(*row[3:]) for row in rows]
+    inputs = max(offer.inputs for offer in offers)
+    targets = max(offer.targets for offer in offers)
+    if targets not in (_UNKNOWN, inputs):
+        first = next(rank for rank, offer in enumerate(offers) if offer.inputs != _UNKNOWN)
+        last = next(rank for rank, offer in enumerate(offers) if offer.targets != _UNKNOWN)
+        raise BatchError(
+            f"inputs on rank {first} hold {inputs} samples and "
+            f"targets on rank {last} hold {targets}; give as many of both"
+        )
+    return Offer(inputs, targets, _digest(repr([offer.signature for offer in offers])))
 
 
-def signature_of(microbatches: list[Any], call: str) -> int:
-    """Returns a number that is the same for all inputs of the same structure, shapes and dtypes."""
-    sha = hashlib.blake2b(call.encode(), digest_size=8)
-    last = None
+def signature_of(call: str, trained: Sequence[bool], microbatches: Sequence[Any]) -> int:
+    """Returns a number that is the same for all inputs of the same structure, shapes and dtypes.
+
+    Args:
+        call: what the user called.
+        trained: for each parameter of this rank whether it needs a gradient.
+        microbatches: the inputs; empty on ranks that get none.
+    """
+    parts = [call, "".join("01"[flag] for flag in trained)]
+    last = ""
     for microbatch in microbatches:
-        spec = str(flatten(microbatch)[0]) if not isinstance(microbatch, torch.Tensor) else _shape(microbatch)
-        sha.update(b"=" if spec == last else spec.encode())
+        spec = _shape(microbatch) if isinstance(microbatch, torch.Tensor) else repr(flatten(microbatch)[0])
+        parts.append("=" if spec == last else spec)
         last = spec
-    return int.from_bytes(sha.digest(), "little") >> 1
+    return _digest("|".join(parts))
 
 
 def _shape(tensor: torch.Tensor) -> str:
-    return f"{tuple(tensor.shape)}{tensor.dtype}"
+    return f"{tuple(tensor.shape)}{tensor.dtype}{tensor.requires_grad}"
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def _told(problem: Exception | None) -> str:
+    """Returns a problem as the other ranks are told of it; an error that is none of ours with its type."""
+    if problem is None:
+        return ""
+    return str(problem) if isinstance(problem, UserError) else f"{type(problem).__name__}: {problem}"

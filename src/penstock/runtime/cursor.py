@@ -60,6 +60,8 @@ class Cursor:
     def __str__(self) -> str:
         if not self.call:
             return f"outside the pipeline, after call {self.step}"
+        if not self.entries:
+            return f"in {self.call} {self.step}, agreeing with the other ranks"
         waiting = f", waiting for rank {self.waiting_for}" if self.waiting_for >= 0 else ""
         place = f"instruction {self.index + 1} of {len(self.entries)}"
         return f"in {self.call} {self.step} at {self.where}, {place}{waiting}"

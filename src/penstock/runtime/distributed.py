@@ -1,10 +1,11 @@
-"""Transport over torch.distributed: one process group per directed channel, made eagerly in one order."""
+"""Transport over torch.distributed: one connection per directed channel, made eagerly in one order."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed as dist
@@ -40,7 +41,7 @@ class DistributedTransport:
     """One rank's end in a torch.distributed job whose default group exists.
 
     Every rank of the pipeline makes its transport at the same place in its program. Messages of one channel have
-    a process group of their own, so that the order of one channel never holds up another.
+    a connection of their own, so that the order of one channel never holds up another.
 
     Args:
         group: the ranks of this pipeline in order; None means all.
@@ -59,14 +60,15 @@ class DistributedTransport:
         self._global = dist.get_process_group_ranks(group or dist.group.WORLD)
         self._rank = self._global.index(dist.get_rank())
         self._timeout = timedelta(seconds=timeout_seconds)
-        self._channels: dict[Channel, tuple[dist.ProcessGroup, int]] = {}
+        self._channels: dict[Channel, dict[str, Any]] = {}
         self._control = self._new_group(self._global, "gloo", "penstock control")
         self._collective = self._control
         if dist.get_backend(group) != "gloo":
             self._collective = self._new_group(self._global, None, "penstock collective")
         name = self._control.group_name
-        store = dist.PrefixStore(f"penstock/{name}", dist.distributed_c10d._get_default_store())
-        self.watch = Watch(store, rank=self._rank, num_ranks=self.num_ranks)
+        self._store = dist.PrefixStore(f"penstock/{name}", dist.distributed_c10d._get_default_store())
+        self._backends = dist.BackendConfig(dist.Backend(dist.get_backend_config(group))).get_device_backend_map()
+        self.watch = Watch(self._store, rank=self._rank, num_ranks=self.num_ranks)
         self.watch.start()
 
     def _new_group(self, ranks: Sequence[int], backend: str | None, description: str) -> dist.ProcessGroup:
@@ -95,24 +97,48 @@ class DistributedTransport:
         self.watch.fail(reason)
 
     def open(self, channels: Sequence[Channel]) -> None:
-        """Makes the process groups of the channels that begin or end here and are not open yet."""
+        """Connects the channels that begin or end here and are not open yet.
+
+        Not by new_group: it names a group of some ranks by how many groups this process is in, which differs
+        between a rank at an end of the pipeline and one in its middle; they would wait for each other in vain.
+        """
         for channel in channels:
             if self._rank not in (channel.source, channel.target) or channel in self._channels:
                 continue
-            pair = sorted((self._global[channel.source], self._global[channel.target]))
-            group = self._new_group(pair, None, f"penstock channel {channel}")
-            peer = channel.target if self._rank == channel.source else channel.source
-            self._channels[channel] = (group, pair.index(self._global[peer]))
+            end = 0 if self._rank == channel.source else 1
+            made: dict[str, Any] = {}
+            for backend in sorted(set(self._backends.values())):
+                store = dist.PrefixStore(f"channel/{channel}/{backend}", self._store)
+                made[backend] = self._connect(backend, store, end)
+            self._channels[channel] = {device: made[backend] for device, backend in self._backends.items()}
+
+    def _connect(self, backend: str, store: dist.Store, end: int) -> Any:
+        """Returns a pair of processes that only exchange tensors; `end` is 0 at the channel's source.
+
+        Raises:
+            HandshakeError: a backend other than gloo and nccl.
+            RankFailedError: the other end does not come.
+        """
+        try:
+            if backend == "gloo":
+                return dist.ProcessGroupGloo(store, end, 2, timeout=self._timeout)
+            if backend == "nccl":
+                options = dist.ProcessGroupNCCL.Options()
+                options._timeout = self._timeout
+                return dist.ProcessGroupNCCL(store, end, 2, options)
+        except RuntimeError as error:
+            raise RankFailedError(self._collective_failure(error)) from None
+        raise HandshakeError(f'torch.distributed runs on "{backend}"; penstock sends over gloo and nccl')
 
     def send(self, channel: Channel, tensor: torch.Tensor) -> _Work:
         """Starts to send `tensor`, contiguous, unchanged until done."""
-        group, peer = self._channels[channel]
-        return self._start(group.send, tensor, peer, channel.target)
+        link = self._channels[channel][tensor.device.type]
+        return self._start(link.send, tensor, 1, channel.target)
 
     def recv(self, channel: Channel, tensor: torch.Tensor) -> _Work:
         """Starts to receive into `tensor`."""
-        group, peer = self._channels[channel]
-        return self._start(group.recv, tensor, peer, channel.source)
+        link = self._channels[channel][tensor.device.type]
+        return self._start(link.recv, tensor, 0, channel.source)
 
     def _start(self, post: object, tensor: torch.Tensor, peer: int, peer_rank: int) -> _Work:
         try:
@@ -124,6 +150,7 @@ class DistributedTransport:
 
     def gather(self, row: torch.Tensor) -> torch.Tensor:
         """Returns the rows of all ranks, stacked; CPU tensors."""
+        self._check_alive()
         out = torch.empty((self.num_ranks, *row.shape), dtype=row.dtype)
         try:
             dist.all_gather(list(out), row, group=self._control)
@@ -138,6 +165,11 @@ class DistributedTransport:
             dist.broadcast(tensor, self._global[source], group=group)
         except RuntimeError as error:
             raise RankFailedError(self._collective_failure(error)) from None
+
+    def _check_alive(self) -> None:
+        """Refuses to wait for ranks that are known to have failed while this one was outside the pipeline."""
+        if self.watch.report is not None:
+            raise RankFailedError(self.watch.report)
 
     def _collective_failure(self, error: RuntimeError) -> str:
         reason = f"a call that all ranks make together failed: {str(error).splitlines()[0]}"

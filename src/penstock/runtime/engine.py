@@ -13,6 +13,7 @@ from penstock.errors import RankFailedError, ScheduleError
 from penstock.ir.dependencies import Value, ValueKind, message
 from penstock.ir.ops import RECEIVES, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Instruction
+from penstock.runtime.boundary import flatten, unflatten
 from penstock.runtime.cursor import describe
 from penstock.runtime.links import Links
 from penstock.runtime.randomness import keyed_layers
@@ -78,6 +79,8 @@ class Engine:
         except BaseException as error:
             self._abandon()
             raise self._explained(error)  # noqa: B904  # the same exception, with a note
+        finally:
+            self._batch = StepBatch(training=False)  # the caller's data is the caller's again
         self.recorder.finish(time.perf_counter())
 
     def _abandon(self) -> None:
@@ -171,7 +174,8 @@ class Engine:
         batch = self._batch
         if op.stage == self._last:
             if not batch.targets:
-                batch.outputs[op.microbatch] = output
+                spec, tensors = flatten(output)
+                batch.outputs[op.microbatch] = unflatten(spec, [self._links.apart(tensor) for tensor in tensors])
                 return
             loss = work.loss(output, batch.targets[op.microbatch])
             batch.losses[op.microbatch] = loss.detach()
@@ -181,7 +185,9 @@ class Engine:
             boundary = boundary_of(output)
             kept = boundary.tensors
             if self._stays(op.stage + 1):
-                self._local[value] = boundary
+                # Without a backward to come, the ring buffer of this stage's input is free from now on.
+                own = kept if batch.training else tuple(map(self._links.apart, kept))
+                self._local[value] = Boundary(boundary.spec, own)
             else:
                 self._links.offer(value, boundary)
         if batch.training:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from penstock.errors import BatchError, UserError
+from penstock.errors import BatchError
 from penstock.runtime.agreement import Offer, agree, signature_of
 from penstock.runtime.microbatches import batch_size, split, to_device
 from penstock.runtime.replicas import Replicas
@@ -22,11 +22,12 @@ class Call(NamedTuple):
     """What the user handed to one call on this rank.
 
     Attributes:
-        name: "step", "evaluate" or "forward".
+        name: "step", "evaluate", "forward" or "forward(broadcast=True)".
         number: how many calls this rank has made.
         inputs: the batch, None on ranks that need none.
         targets: likewise.
         sizes: samples in the batch -> samples in each microbatch.
+        trained: for each parameter of this rank whether it needs a gradient.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Call(NamedTuple):
     inputs: Any
     targets: Any
     sizes: Callable[[int], list[int]]
+    trained: Sequence[bool]
 
 
 class Feed:
@@ -66,14 +68,14 @@ class Feed:
         """Returns this rank's microbatches and what all ranks know about the call.
 
         Raises:
-            UserError: arguments that do not fit, on every rank alike.
+            Exception: what is wrong with this rank's arguments, or BatchError with what is wrong on another.
         """
         batch = StepBatch(training=training, step=step)
-        problem: UserError | None = None
+        problem: Exception | None = None
         offer = Offer()
         try:
             offer = self._fill(batch, call)
-        except UserError as error:
+        except Exception as error:  # weight_fn is the user's: whatever it raises, the other ranks hear of it
             problem = error
         agreed = agree(self._transport, call.name, number=call.number, offer=offer, problem=problem)
         if batch.scales:
@@ -83,21 +85,20 @@ class Feed:
         return batch, agreed
 
     def _fill(self, batch: StepBatch, call: Call) -> Offer:
-        inputs = targets = signature = -1
+        inputs = targets = -1
         if self._holds_first:
             if call.inputs is None:
                 raise BatchError(f"{call.name} got no inputs on the rank that holds the first stage; pass them there")
             inputs = batch_size(call.inputs, name="inputs")
             batch.inputs = split(to_device(call.inputs, self._device), call.sizes(inputs), name="inputs")
-            signature = signature_of(batch.inputs, call.name)
-        if self._holds_last and call.name != "forward":
+        if self._holds_last and call.name in ("step", "evaluate"):
             if call.targets is None:
                 raise BatchError(f"{call.name} got no targets on the rank that holds the last stage; pass them there")
             targets = batch_size(call.targets, name="targets")
             sizes = call.sizes(targets)
             batch.targets = split(to_device(call.targets, self._device), sizes, name="targets")
             batch.scales = self._weights(batch.targets, sizes)
-        return Offer(inputs, targets, signature)
+        return Offer(inputs, targets, signature_of(call.name, call.trained, batch.inputs))
 
     def _weights(self, targets: Sequence[Any], sizes: Sequence[int]) -> list[float]:
         if self._weight_fn is None:

@@ -15,7 +15,7 @@ import torch
 
 from penstock.errors import ModelError
 from penstock.ir.dependencies import Value, ValueKind, carried
-from penstock.ir.ops import Channel, Transfer
+from penstock.ir.ops import Channel, OpKind, Transfer
 from penstock.runtime.boundary import BoundarySpec, TensorSpec
 from penstock.runtime.stage_work import Boundary
 from penstock.runtime.transport import Pending, Transport
@@ -24,6 +24,23 @@ SpecKey = tuple[int, int, int]
 """(stage whose output it is, microbatch, replica)."""
 
 _MAX_SIGNATURES = 256
+_MOST_SENDING = 2
+"""Messages of one channel under way at once: one that travels and one behind it."""
+
+
+@dataclass(frozen=True)
+class _Sending:
+    """A message that may not have left yet; its tensors stay unchanged until then."""
+
+    value: Value
+    parts: list[tuple[Pending, torch.Tensor]]
+
+    def done(self) -> bool:
+        return all(pending.done() for pending, _ in self.parts)
+
+    def wait(self) -> None:
+        for pending, _ in self.parts:
+            pending.wait()
 
 
 @dataclass
@@ -51,7 +68,7 @@ class Links:
         self._unread: dict[Channel, deque[Transfer]] = defaultdict(deque)
         self._read: dict[Value, list[torch.Tensor]] = {}
         self._outgoing: dict[Value, tuple[torch.Tensor, ...]] = {}
-        self._sending: dict[Channel, deque[tuple[Pending, torch.Tensor]]] = defaultdict(deque)
+        self._sending: dict[Channel, deque[_Sending]] = defaultdict(deque)
 
     def begin(self, signature: int) -> None:
         """Starts a step whose inputs have the shapes of `signature`, the same on every rank."""
@@ -65,7 +82,7 @@ class Links:
         """Waits until everything sent has left; what was learned in this step is known from now on."""
         for sending in self._sending.values():
             while sending:
-                sending.popleft()[0].wait()
+                sending.popleft().wait()
         self._known.learned = True
 
     def abandon(self) -> None:
@@ -93,19 +110,28 @@ class Links:
         self._outgoing[value] = tuple(grads)
 
     def send(self, transfer: Transfer) -> None:
-        """Starts to send what was offered."""
-        value = carried(transfer)
-        tensors = self._outgoing.pop(value)
-        if not self._known.learned and value.kind == ValueKind.OUTPUT:
-            self._send_header(transfer.channel, self._known.specs[(value.stage, value.microbatch, value.replica)])
-        for tensor in tensors:
-            self._start_send(transfer.channel, tensor.contiguous())
+        """Starts to send what was offered.
+
+        With known shapes at most two messages of a channel are under way: to wait here for an older one cannot
+        deadlock, because the program is proven with sends that block where they stand. While shapes are learned,
+        receives are posted later than the program says, and nothing waits.
+        """
+        value, channel = carried(transfer), transfer.channel
+        tensors = [self.apart(tensor.contiguous()) for tensor in self._outgoing.pop(value)]
+        sending = self._sending[channel]
+        if self._known.learned:
+            while len(sending) >= _MOST_SENDING:
+                sending.popleft().wait()
+        elif value.kind == ValueKind.OUTPUT:
+            tensors = [*self._header(self.spec(value)), *tensors]
+        if tensors:
+            sending.append(_Sending(value, [(self._transport.send(channel, tensor), tensor) for tensor in tensors]))
 
     def reap(self) -> None:
         """Frees what has left; never blocks."""
         for sending in self._sending.values():
-            while sending and sending[0][0].done():
-                sending.popleft()[0].wait()
+            while sending and sending[0].done():
+                sending.popleft().wait()
 
     def post(self, transfer: Transfer, slot: int) -> None:
         """Posts the receives of one boundary or gradient into the ring buffers of `slot`."""
@@ -125,11 +151,34 @@ class Links:
             pending, buffers = self._posted.pop(value)
             for work in pending:
                 work.wait()
-            return buffers
-        while value not in self._read:
-            transfer = self._unread[channel].popleft()
-            self._read[carried(transfer)] = self._read_message(transfer)
-        return self._read.pop(value)
+        else:
+            while value not in self._read:
+                transfer = self._unread[channel].popleft()
+                self._read[carried(transfer)] = self._read_message(transfer)
+            buffers = self._read.pop(value)
+        if value.kind == ValueKind.INPUT_GRAD and buffers:
+            self._left(Value(ValueKind.OUTPUT, value.stage - 1, value.microbatch, value.replica), channel)
+        return buffers
+
+    def _left(self, output: Value, channel: Channel) -> None:
+        """Frees `output` and what was sent before it: its gradient came back on `channel`, so they have left.
+
+        Gloo tells of no send that it has ended before somebody waits for it; this wait is over at once.
+        """
+        sending = self._sending[Channel(channel.target, channel.source, OpKind.F)]
+        if any(message.value == output for message in sending):
+            while (message := sending.popleft()).value != output:
+                message.wait()
+            message.wait()
+
+    def apart(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Returns `tensor`, copied if it lies in a ring buffer, which a later receive may overwrite.
+
+        So it is with an input that a stage passes on as it is, and with a gradient that only changes its shape.
+        """
+        memory = tensor.untyped_storage().data_ptr()
+        received = any(buffer.untyped_storage().data_ptr() == memory for buffer in self._rings.values())
+        return tensor.clone() if received else tensor
 
     def spec(self, value: Value) -> BoundarySpec:
         """Returns the spec of a stage's output that this rank sent or received."""
@@ -159,10 +208,9 @@ class Links:
             self._transport.recv(transfer.channel, tensor).wait()
         return tensors
 
-    def _send_header(self, channel: Channel, spec: BoundarySpec) -> None:
+    def _header(self, spec: BoundarySpec) -> list[torch.Tensor]:
         data = torch.frombuffer(bytearray(spec.encode()), dtype=torch.uint8).to(self._device)
-        self._start_send(channel, torch.tensor([data.numel()], device=self._device))
-        self._start_send(channel, data)
+        return [torch.tensor([data.numel()], device=self._device), data]
 
     def _receive_header(self, channel: Channel) -> BoundarySpec:
         length = torch.zeros(1, dtype=torch.int64, device=self._device)
@@ -170,6 +218,3 @@ class Links:
         data = torch.empty(int(length.item()), dtype=torch.uint8, device=self._device)
         self._transport.recv(channel, data).wait()
         return BoundarySpec.decode(data.cpu().numpy().tobytes())
-
-    def _start_send(self, channel: Channel, tensor: torch.Tensor) -> None:
-        self._sending[channel].append((self._transport.send(channel, tensor), tensor))

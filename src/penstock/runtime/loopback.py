@@ -33,7 +33,7 @@ class _Hub:
         self.gathered: torch.Tensor | None = None
         self.round = 0
         self.arrived = 0
-        self.failure: tuple[int, BaseException] | None = None
+        self.failure: tuple[int, str] | None = None
         self.cursors = [Cursor(rank) for rank in range(num_ranks)]
 
     def wait_for(self, rank: int, condition: Callable[[], bool], what: Callable[[], str]) -> None:
@@ -41,10 +41,8 @@ class _Hub:
         deadline = time.monotonic() + self.timeout_seconds
         while not condition():
             if self.failure is not None:
-                culprit, error = self.failure
-                raise RankFailedError(
-                    f"rank {culprit} failed: {type(error).__name__}: {error}; rank {rank} waited for {what()}"
-                )
+                culprit, reason = self.failure
+                raise RankFailedError(f"rank {culprit} {reason}; rank {rank} waited for {what()}")
             left = deadline - time.monotonic()
             if left <= 0:
                 places = "; ".join(f"rank {cursor.rank} is {cursor}" for cursor in self.cursors)
@@ -52,6 +50,13 @@ class _Hub:
                     f"rank {rank} waited {self.timeout_seconds:g} s for {what()}, the deadline. {places}"
                 )
             self.changed.wait(left)
+
+    def fail(self, rank: int, reason: str) -> None:
+        """Wakes all ranks with the first reason."""
+        with self.changed:
+            if self.failure is None:
+                self.failure = (rank, reason)
+            self.changed.notify_all()
 
 
 class _Half:
@@ -101,7 +106,8 @@ class LoopbackTransport:
         return self._hub.cursors[self._rank]
 
     def fail(self, reason: str) -> None:
-        """Does nothing: `run_ranks` sees the exception itself and wakes the others."""
+        """Tells the other ranks that this one fails, and wakes them."""
+        self._hub.fail(self._rank, reason)
 
     def open(self, channels: Sequence[Channel]) -> None:
         """Does nothing: channels exist on first use."""
@@ -177,23 +183,24 @@ def run_ranks(
     """
     hub = _Hub(num_ranks, timeout_seconds)
     results: list[Result | None] = [None] * num_ranks
+    errors: dict[int, BaseException] = {}
 
     def main(rank: int) -> None:
         try:
             results[rank] = function(LoopbackTransport(hub, rank))
         except BaseException as error:  # a rank may fail in any way; the others must not hang
-            with hub.changed:
-                if hub.failure is None:
-                    hub.failure = (rank, error)
-                hub.changed.notify_all()
+            errors[rank] = error
+            hub.fail(rank, f"failed: {type(error).__name__}: {error}")
 
     threads = [threading.Thread(target=main, args=(rank,), name=f"rank {rank}") for rank in range(num_ranks)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    if hub.failure is not None:
-        rank, error = hub.failure
+    if errors:
+        first = hub.failure[0] if hub.failure else -1
+        rank = first if first in errors else min(errors)
+        error = errors[rank]
         if not isinstance(error, PenstockError):
             error.add_note(f"raised on rank {rank} of {num_ranks} over the loopback transport")
         raise error

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from penstock.errors import HandshakeError, ModelError, UserError
+from penstock.errors import HandshakeError, ModelError, RankFailedError
 from penstock.ir.schedule import Schedule
 from penstock.lowering import lower
 from penstock.models import CutModel, cut
 from penstock.partition import Partition
-from penstock.runtime.agreement import check_same
+from penstock.runtime.agreement import Offer, agree, check_same
 from penstock.runtime.clipping import clip, total_norm
 from penstock.runtime.cursor import Cursor
 from penstock.runtime.engine import Engine
@@ -89,9 +89,11 @@ class Pipeline:
         self.rank, self.num_ranks = self._transport.rank, self._transport.num_ranks
         self.steps_done = 0
         self._calls = 0
+        self._under_way = False
+        self._failure = ""
         self._has_loss = loss_fn is not None
         plan: RunPlan | None = None
-        problem: UserError | None = None
+        problem: Exception | None = None
         try:
             layers = cut(model)
             plan = make_plan(
@@ -102,9 +104,10 @@ class Pipeline:
                 partition=partition,
                 reduce_gradients=self._replicas is not None,
             )
-        except UserError as error:
+        except Exception as error:  # a model may raise anything while it is cut; the other ranks hear of it
             problem = error
-        check_same(self._transport, facts_of(layers, plan) if plan else {}, problem)
+        facts = facts_of(layers, plan, seed=seed, has_loss=self._has_loss) if plan else {}
+        check_same(self._transport, facts, problem)
         if plan is None:  # check_same has raised the problem
             raise HandshakeError("no plan")
         self.plan = plan
@@ -137,6 +140,7 @@ class Pipeline:
         self.device = torch.device(device or (first.device if first is not None else "cpu"))
         for work in self._stages.values():
             work.module.to(self.device)
+        self._parameters = list(self.parameters())
 
     def _engine(self, proof: Proof) -> Engine:
         return Engine(
@@ -176,10 +180,9 @@ class Pipeline:
             RankFailedError: another rank failed or fell silent.
         """
         self._need_loss()
-        if self._replicas is not None:
-            self._replicas.set_aside(list(self.parameters()))
         sizes = partial(even_sizes, num_microbatches=self.num_microbatches)
-        loss = self._loss(self._run("step", inputs, targets, sizes))
+        with self._calling("step"):
+            loss = self._loss(self._run("step", inputs, targets, sizes))
         self.steps_done += 1
         return loss
 
@@ -190,7 +193,7 @@ class Pipeline:
         """
         self._need_loss()
         sizes = partial(ragged_sizes, num_microbatches=self.num_microbatches)
-        with self._eval_mode():
+        with self._calling("evaluate"), self._eval_mode():
             return self._loss(self._run("evaluate", inputs, targets, sizes))
 
     def forward(self, inputs: Any = None, *, broadcast: bool = False) -> Any:
@@ -203,12 +206,13 @@ class Pipeline:
             broadcast: return the output on every rank.
         """
         sizes = partial(ragged_sizes, num_microbatches=self.num_microbatches)
-        with self._eval_mode():
-            batch = self._run("forward", inputs, None, sizes)
-        output = joined([batch.outputs[i] for i in range(len(batch.outputs))]) if self.has_last_stage else None
-        if broadcast:
-            return broadcast_output(self._transport, output, source=self._last_rank, device=self.device)
-        return output
+        name = "forward(broadcast=True)" if broadcast else "forward"
+        with self._calling(name), self._eval_mode():
+            batch = self._run(name, inputs, None, sizes)
+            output = joined([batch.outputs[i] for i in range(len(batch.outputs))]) if self.has_last_stage else None
+            if broadcast:
+                return broadcast_output(self._transport, output, source=self._last_rank, device=self.device)
+            return output
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yields this rank's parameters, for an optimizer."""
@@ -251,7 +255,13 @@ class Pipeline:
 
         Raises:
             BatchError: max_norm is not above 0.
+            HandshakeError: the ranks called different things.
         """
+        with self._calling("clip_grad_norm_"):
+            agree(self._transport, "clip_grad_norm_", number=self._calls, offer=Offer())
+            return self._clip(max_norm, norm_type)
+
+    def _clip(self, max_norm: float, norm_type: float) -> torch.Tensor:
         grads = {name: value.grad for name, value in self.named_parameters() if value.grad is not None}
         norm = total_norm(self._transport, grads, list(self.plan.parameter_stages), norm_type=norm_type)
         clip(list(grads.values()), norm, max_norm=max_norm)
@@ -264,8 +274,16 @@ class Pipeline:
 
         Args:
             steps: how many; at most 32 are kept.
+
+        Raises:
+            HandshakeError: the ranks called different things.
         """
-        records = list(self._training.recorder.steps)[-steps:]
+        with self._calling("trace"):
+            agree(self._transport, "trace", number=self._calls, offer=Offer())
+            return self._timelines(steps)
+
+    def _timelines(self, steps: int) -> list[Timeline]:
+        records = list(self._training.recorder.steps)[-steps:] if steps > 0 else []
         offsets = self._transport.clock_offsets()
         program = self.plan.proof.program
         timelines = []
@@ -299,19 +317,41 @@ class Pipeline:
         if not self._has_loss:
             raise ModelError("this pipeline was made without a loss; pass loss_fn= to Pipeline, or use forward")
 
-    def _run(self, name: str, inputs: Any, targets: Any, sizes: Callable[[int], list[int]]) -> StepBatch:
-        """Runs one call: agreement, then the program; on every rank alike."""
+    @contextmanager
+    def _calling(self, name: str) -> Iterator[None]:
+        """Surrounds one call that all ranks make together; what fails after they have agreed ends the pipeline.
+
+        Messages of a step that failed may still be under way, and would be taken for those of the next.
+        """
+        if self._failure:
+            raise RankFailedError(f"this pipeline ended when {self._failure}; start all ranks again to go on")
         cursor = self._transport.cursor
         self._calls += 1
+        self._under_way = False
         cursor.step, cursor.entries, cursor.call = self._calls, (), name
         try:
-            call = Call(name, self._calls, inputs, targets, sizes)
-            batch, agreed = self._feed.prepare(call, training=name == "step", step=self.steps_done)
-            engine = self._training if name == "step" else self._evaluation(len(sizes(agreed.inputs)))
-            engine.run(batch, signature=agreed.signature)
-            return batch
+            yield
+        except Exception as error:
+            lost = isinstance(error, RankFailedError)
+            if lost or self._under_way:
+                self._failure = f"call {self._calls} ({name}) failed: {type(error).__name__}: {error}"
+            if self._under_way and not lost:
+                self._transport.fail(f"failed in {name} {self._calls}: {type(error).__name__}: {error}")
+            raise
         finally:
             cursor.call, cursor.waiting_for = "", -1
+
+    def _run(self, name: str, inputs: Any, targets: Any, sizes: Callable[[int], list[int]]) -> StepBatch:
+        """Runs one call: agreement, then the program; on every rank alike."""
+        training = name == "step"
+        call = Call(name, self._calls, inputs, targets, sizes, [p.requires_grad for p in self._parameters])
+        batch, agreed = self._feed.prepare(call, training=training, step=self.steps_done)
+        self._under_way = True
+        if training and self._replicas is not None:
+            self._replicas.set_aside(self._parameters)
+        engine = self._training if training else self._evaluation(len(sizes(agreed.inputs)))
+        engine.run(batch, signature=agreed.signature)
+        return batch
 
     def _evaluation(self, num_microbatches: int) -> Engine:
         """Returns the engine of a forward-only program, made once per number of microbatches."""

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.errors import PartitionError, ScheduleError
+from penstock.ir.ops import OpKind
 from penstock.ir.placement import Placement
-from penstock.ir.schedule import Schedule
+from penstock.ir.schedule import Schedule, WeightRule
 from penstock.lowering import lower
 from penstock.models import CutModel
 from penstock.notation import load_schedule
 from penstock.partition import Partition
+from penstock.runtime.cursor import describe
 from penstock.schedules import named_schedule
 from penstock.verifier import Proof, verify
+
+_TRAINS = frozenset({OpKind.F, OpKind.B})
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,24 @@ def make_plan(
     else:
         raise PartitionError(f"partition={partition!r}; give layers per stage, e.g. [3, 3]")
     cut.check(model.num_layers, chosen.num_stages)
+    _check_runnable(chosen)
     proof = verify(lower(chosen, reduce_gradients=reduce_gradients))
     return RunPlan(proof, cut, model.stage_of_parameters(cut))
+
+
+def _check_runnable(schedule: Schedule) -> None:
+    """Refuses on every rank alike what the engine cannot train with, though it may be on one rank only."""
+    foreign = next((op for _, _, op in schedule.ops() if op.kind not in _TRAINS or op.replica), None)
+    if foreign is not None:
+        raise ScheduleError(
+            f"{schedule.name}: the runtime does not execute {describe(foreign)} yet; use a schedule of F and B in one "
+            "direction, e.g. one_f_one_b"
+        )
+    if schedule.weight_rule is not WeightRule.FLUSH:
+        raise ScheduleError(
+            f"{schedule.name} has the weight rule {schedule.weight_rule.value}; training runs schedules with the rule "
+            "flush, e.g. one_f_one_b"
+        )
 
 
 def _schedule(schedule: str | Path | Schedule, num_ranks: int, num_microbatches: int | None) -> Schedule:

@@ -39,7 +39,7 @@ def ranks_of(
     return pipeline, Replicas(mesh.get_group("dp_replicate")) if "dp_replicate" in names else None
 
 
-def facts_of(layers: CutModel, plan: RunPlan) -> dict[str, Any]:
+def facts_of(layers: CutModel, plan: RunPlan, *, seed: int | None, has_loss: bool) -> dict[str, Any]:
     """Returns what all ranks must hold alike, the most telling first."""
     shapes = hashlib.sha256()
     for name, layer in layers.layers.items():
@@ -53,6 +53,8 @@ def facts_of(layers: CutModel, plan: RunPlan) -> dict[str, Any]:
         "program": plan.proof.program.digest[:16],
         "layers": list(layers.layers),
         "shapes of parameters and buffers": shapes.hexdigest()[:16],
+        "loss_fn": "given" if has_loss else None,
+        "seed": seed,
     }
 
 

@@ -11,7 +11,9 @@ def summarize(model: CutModel, plan: RunPlan) -> str:
     counts = [0] * plan.partition.num_stages
     for layer_name, layer in model.layers.items():
         for name, parameter in layer.named_parameters():
-            counts[plan.parameter_stages[f"{layer_name}.{name}"]] += parameter.numel()
+            stage = plan.parameter_stages.get(f"{layer_name}.{name}")
+            if stage is not None:  # a parameter tied to an earlier one is counted there
+                counts[stage] += parameter.numel()
     total = sum(counts) or 1
     names = list(model.layers)
     schedule = plan.schedule

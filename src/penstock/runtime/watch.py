@@ -7,6 +7,7 @@ when one falls silent the others notice. A rank that is still blocked after that
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
@@ -45,6 +46,7 @@ class Watch:
 
     def start(self) -> None:
         """Starts to beat; every rank has made its watch by then."""
+        atexit.register(self.close)
         self._beat()
         self._thread = threading.Thread(target=self._run, name=f"penstock watch of rank {self.rank}", daemon=True)
         self._thread.start()
@@ -53,6 +55,7 @@ class Watch:
         """Stops the thread and tells the others that this rank left on purpose."""
         if not self._closed.is_set():
             self._closed.set()
+            atexit.unregister(self.close)
             if self._thread is not None:
                 self._thread.join(timeout=GRACE_SECONDS)
             if self.report is None:
@@ -72,7 +75,10 @@ class Watch:
         """Returns why a message from or to `peer` failed, after giving the culprit time to say so."""
         deadline = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < deadline and self.report is None:
-            self._read_failure()
+            try:
+                self._read_failure()
+            except RuntimeError:  # the store went down with the rank or launcher that held it
+                break
             if self._silent(peer, PERIOD_SECONDS * 4):
                 break
             time.sleep(0.05)

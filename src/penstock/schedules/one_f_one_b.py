@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
 
 from penstock.ir.ops import Op
@@ -24,14 +25,19 @@ def one_f_one_b(num_ranks: int, num_microbatches: int) -> Schedule:
         ScheduleError: p or m below 1.
     """
     check_sizes("one_f_one_b", num_ranks=num_ranks, num_microbatches=num_microbatches)
-    ranks = tuple(_rank(rank, num_ranks, num_microbatches) for rank in range(num_ranks))
+    everything = range(num_microbatches)
+    ranks = tuple(
+        alternate(forwards(rank, everything), backwards(rank, everything), ahead=num_ranks - 1 - rank)
+        for rank in range(num_ranks)
+    )
     return Schedule("one_f_one_b", Placement.looped(num_ranks), num_microbatches, ranks)
 
 
-def _rank(rank: int, num_ranks: int, num_microbatches: int) -> tuple[Op, ...]:
-    ahead = min(num_ranks - 1 - rank, num_microbatches)
-    steady = num_microbatches - ahead
-    warm_up = forwards(rank, range(ahead))
-    pairs = zip(forwards(rank, range(ahead, num_microbatches)), backwards(rank, range(steady)), strict=True)
-    cool_down = backwards(rank, range(steady, num_microbatches))
+def alternate(forwards: Sequence[Op], backwards: Sequence[Op], *, ahead: int) -> tuple[Op, ...]:
+    """Returns one rank's order: `ahead` forwards, or all there are, then a forward and a backward in turn."""
+    ahead = min(ahead, len(forwards))
+    steady = len(forwards) - ahead
+    warm_up = forwards[:ahead]
+    pairs = zip(forwards[ahead:], backwards[:steady], strict=True)
+    cool_down = backwards[steady:]
     return (*warm_up, *chain.from_iterable(pairs), *cool_down)

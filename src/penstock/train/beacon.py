@@ -7,6 +7,7 @@ that fails says so under one common key, so ranks whose agent cannot see the fai
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Callable
@@ -81,6 +82,16 @@ class Beacon:
             self._store.set(self._failure_key, message)
         except RuntimeError:
             return
+
+    def is_first_to_tell(self, message: str, *, host: str) -> bool:
+        """Returns whether no other rank of `host` has asked this about `message`; True where nobody can know."""
+        if self._is_orphaned():
+            return True
+        digest = hashlib.sha256(message.encode()).hexdigest()
+        try:
+            return int(self._store.add(f"{self._failure_key}/told/{host}/{digest}", 1)) == 1
+        except RuntimeError:
+            return True
 
     def _run(self) -> None:
         while not self._closed.wait(INTERVAL_SECONDS) and not self._is_orphaned():

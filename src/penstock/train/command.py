@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, UserError
 from penstock.train.config import Config
 from penstock.train.config_file import resolve, to_toml
 from penstock.train.launch import launch
-from penstock.train.processes import is_worker, worker
+from penstock.train.processes import LAUNCHER_PID, Worker, is_worker, worker
 
 CONFIG_FILE = "config.toml"
+_CLEAR_LINE_AND_SHOW_CURSOR = "\r\x1b[2K\x1b[?25h"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,13 +31,20 @@ def main(argv: Sequence[str]) -> int:
     if is_worker():
         return _rank(config)
     from penstock.train.preflight import check_everything
+    from penstock.train.resume import nothing_left
 
     config = _with_free_output(config)
-    check_everything(config)
-    path = Path(config.run.output) / CONFIG_FILE
-    path.write_text(to_toml(config), encoding="utf-8")
+    check_everything(config, local_ranks=config.pipeline.ranks)
+    if done := nothing_left(config):
+        print(done)
+        return 0
+    path = _write_config(config)
     command = [sys.executable, "-m", "penstock", "train", str(path)]
-    return launch(command, ranks=config.pipeline.ranks, port=config.run.port)
+    try:
+        return launch(command, ranks=config.pipeline.ranks, port=config.run.port, say=_say)
+    except UserError:
+        path.unlink()  # nothing was started, so this is no run's directory
+        raise
 
 
 def _rank(config: Config) -> int:
@@ -43,24 +52,63 @@ def _rank(config: Config) -> int:
     with worker(backend=backend) as me:
         if me.world_size != config.pipeline.ranks:
             raise ConfigError(
-                f"{me.world_size} processes were started and pipeline.ranks={config.pipeline.ranks}; start as many, or "
-                f"add --pipeline.ranks {me.world_size}"
+                f"{me.world_size} processes were started and pipeline.ranks={config.pipeline.ranks}; "
+                f"start as many, or add --pipeline.ranks {me.world_size}"
             )
+        if LAUNCHER_PID not in os.environ:
+            config = _settle_output(config, me)
         from penstock.train.loop import train
+        from penstock.train.resume import nothing_left
 
-        train(config, me)
+        if done := nothing_left(config):
+            print(done if me.rank == 0 else "", end="\n" if me.rank == 0 else "")
+        else:
+            train(config, me)
     return 0
+
+
+def _settle_output(config: Config, me: Worker) -> Config:
+    """Does under torchrun, on rank 0 for all, what the launcher does elsewhere: names the output directory."""
+
+    def settle() -> str:
+        from penstock.train.preflight import check_output
+        from penstock.train.resume import nothing_left
+
+        free = _with_free_output(config)
+        if not nothing_left(free):
+            check_output(Path(free.run.output))
+            _write_config(free)
+        return free.run.output
+
+    return replace(config, run=replace(config.run, output=me.from_rank_0("output", settle)))
 
 
 def _with_free_output(config: Config) -> Config:
     """Returns `config` with an output directory that holds no other run: an earlier one is never written over."""
-    if config.run.resume:
+    from penstock.train.resume import goes_on_in_place
+
+    if goes_on_in_place(config):
         return config
     given = Path(config.run.output)
     output, number = given, 1
-    while (output / CONFIG_FILE).exists():
+    while os.path.lexists(output / CONFIG_FILE):  # unlike Path.exists, False where it may not look
         number += 1
         output = given.with_name(f"{given.name}-{number}")
     if output != given:
-        print(f"{given} holds an earlier run; this one writes to {output} (--run.resume latest continues the earlier)")
+        print(
+            f"{given} holds an earlier run; this one writes to {output} (--run.resume latest goes on with the earlier)"
+        )
     return replace(config, run=replace(config.run, output=str(output)))
+
+
+def _write_config(config: Config) -> Path:
+    path = Path(config.run.output) / CONFIG_FILE
+    path.write_text(to_toml(config), encoding="utf-8")
+    return path
+
+
+def _say(message: str) -> None:
+    """Tells how a run ended; a rank that was killed has left its progress line and a hidden cursor behind."""
+    if sys.stdout.isatty():
+        print(_CLEAR_LINE_AND_SHOW_CURSOR, end="", flush=True)
+    print(message, file=sys.stderr)

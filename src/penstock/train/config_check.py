@@ -104,9 +104,7 @@ def _partition_covers(config: Config) -> None:
 
 def _betas_in_range(config: Config) -> None:
     if not all(0 <= beta < 1 for beta in config.optimizer.betas):
-        raise ConfigError(
-            f"optimizer.betas={list(config.optimizer.betas)} is out of range; each must be in [0, 1)"
-        )
+        raise ConfigError(f"optimizer.betas={list(config.optimizer.betas)} is out of range; each must be in [0, 1)")
 
 
 def _device_known(config: Config) -> None:

@@ -97,9 +97,7 @@ def _merge(default: Any, table: dict[str, Any], *, prefix: str) -> Any:
         elif isinstance(value, dict):
             changes[key] = _merge(current, value, prefix=f"{path}.")
         else:
-            raise ConfigError(
-                f"{path} is a section, not a value ({_shown(value)}); write [{path}] and its keys below"
-            )
+            raise ConfigError(f"{path} is a section, not a value ({_shown(value)}); write [{path}] and its keys below")
     return replace(default, **changes)
 
 
@@ -126,9 +124,7 @@ def _convert_items(values: list[Any], item_types: tuple[Any, ...], *, path: str)
     if item_types[-1] is Ellipsis:
         item_types = (item_types[0],) * len(values)
     if len(values) != len(item_types):
-        raise ConfigError(
-            f"{path}={_shown(values)} has {len(values)} entries; it must have {len(item_types)}"
-        )
+        raise ConfigError(f"{path}={_shown(values)} has {len(values)} entries; it must have {len(item_types)}")
     pairs = enumerate(zip(values, item_types, strict=True))
     return tuple(_convert(value, wanted, path=f"{path}[{index}]") for index, (value, wanted) in pairs)
 

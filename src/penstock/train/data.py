@@ -58,9 +58,7 @@ def split(texts: Sequence[Text], *, held_out: float) -> Corpus:
     wanted = int(held_out * sum(len(text.content) for text in texts))
     chosen: set[int] = set()
     room = wanted
-    for index in sorted(
-        range(len(texts)), key=lambda index: hashlib.sha256(texts[index].name.encode()).digest()
-    ):
+    for index in sorted(range(len(texts)), key=lambda index: hashlib.sha256(texts[index].name.encode()).digest()):
         if len(texts[index].content) <= room:
             chosen.add(index)
             room -= len(texts[index].content)
@@ -118,8 +116,7 @@ def held_out_batches(corpus: Corpus, *, batches: int, batch_size: int, context: 
     count = min(batches * batch_size, windows)
     starts = np.arange(count) * windows // count * context
     return [
-        _windows(corpus.held_out, starts[first : first + batch_size], context)
-        for first in range(0, count, batch_size)
+        _windows(corpus.held_out, starts[first : first + batch_size], context) for first in range(0, count, batch_size)
     ]
 
 

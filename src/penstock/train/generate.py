@@ -8,6 +8,12 @@ from penstock.runtime import Pipeline
 from penstock.train.gpt import sample
 
 
+def readable(text: bytes) -> str:
+    """Returns bytes as text that can do a terminal no harm: what is not text or not printable is replaced."""
+    decoded = text.decode("utf-8", errors="replace")
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in decoded)
+
+
 def generate(pipe: Pipeline, prompt: bytes, *, num_bytes: int, context: int, seed: int) -> bytes:
     """Returns `prompt` and `num_bytes` that the model adds to it, on every rank. Every rank calls it.
 

@@ -27,14 +27,10 @@ LayerBuilder = Callable[[], nn.Module]
 
 def build_gpt(config: ModelConfig, *, seed: int, dtype: torch.dtype = torch.float32) -> nn.Sequential:
     """Returns the whole model: `embed`, `block_0` …, `head`."""
-    return nn.Sequential(
-        OrderedDict((name, build()) for name, build in gpt_layers(config, seed=seed, dtype=dtype))
-    )
+    return nn.Sequential(OrderedDict((name, build()) for name, build in gpt_layers(config, seed=seed, dtype=dtype)))
 
 
-def gpt_layers(
-    config: ModelConfig, *, seed: int, dtype: torch.dtype = torch.float32
-) -> list[tuple[str, LayerBuilder]]:
+def gpt_layers(config: ModelConfig, *, seed: int, dtype: torch.dtype = torch.float32) -> list[tuple[str, LayerBuilder]]:
     """Returns each layer's name and the function that builds it, in model order.
 
     Weights are drawn in float32 and then rounded to `dtype`, so that models of different types start alike.

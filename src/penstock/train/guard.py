@@ -36,9 +36,7 @@ class Guard:
             does is still in its place.
     """
 
-    def __init__(
-        self, leave: Callable[[int], None], *, parent: int, note: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, leave: Callable[[int], None], *, parent: int, note: Callable[[], None] = lambda: None) -> None:
         self._leave = leave
         self._note = note
         self._parent = parent

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from penstock.errors import UserError
 from penstock.train.config import Config
 
 LOSSES_FILE = "losses.jsonl"
 _PLAIN_LINES = 20
+_SCALARS = ("loss", "grad_norm", "learning_rate", "tokens_per_second")
 
 
 class StepFigures(NamedTuple):
@@ -49,7 +51,9 @@ class Journal:
         if config.log.tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # an extra, checked before the start
 
-            self._tensorboard = SummaryWriter(output / "tensorboard", purge_step=first_step)
+            # On a resume, what an earlier attempt wrote of later steps is hidden.
+            purge = first_step + 1 if first_step else None
+            self._tensorboard = SummaryWriter(output / "tensorboard", purge_step=purge)
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -85,9 +89,8 @@ class Journal:
         self._progress.update(self._task, completed=figures.step, loss=figures.loss, rate=figures.tokens_per_second)
         last = figures.step == self._config.run.steps
         if figures.step % self._config.log.every == 0 or last:
-            self._losses.write(json.dumps(figures._asdict()) + "\n")
-            self._losses.flush()
-            for name in ("loss", "grad_norm", "learning_rate", "tokens_per_second") if self._tensorboard else ():
+            self._write_down(figures._asdict())
+            for name in _SCALARS if self._tensorboard else ():
                 self._tensorboard.add_scalar(f"train/{name}", getattr(figures, name), figures.step)
         if self._progress.disable and (figures.step % max(1, self._config.run.steps // _PLAIN_LINES) == 0 or last):
             self.say(
@@ -100,14 +103,31 @@ class Journal:
         if not self._active:
             return
         self.say(f"step {step}: held-out loss {loss:.3f} nats per byte")
-        self._losses.write(json.dumps({"step": step, "held_out_loss": loss}) + "\n")
+        self._write_down({"step": step, "held_out_loss": loss})
         if self._tensorboard is not None:
             self._tensorboard.add_scalar("held_out/loss", loss, step)
 
     def say(self, text: Any) -> None:
         """Prints a line, or anything rich can draw, above the progress line."""
-        if self._active:
-            self._console.print(text, markup=False) if isinstance(text, str) else self._console.print(text)
+        if not self._active:
+            return
+        try:
+            if isinstance(text, str):  # never wrapped: a path may be copied from it
+                self._console.print(text, markup=False, soft_wrap=True)
+            else:
+                self._console.print(text)
+        except BrokenPipeError:
+            raise UserError(
+                "nobody reads the output any more, so the run ends; send it to a file to be free of its reader, "
+                "e.g. penstock train > log"
+            ) from None
+
+    def _write_down(self, entry: dict[str, Any]) -> None:
+        try:
+            self._losses.write(json.dumps(entry) + "\n")
+            self._losses.flush()
+        except OSError as error:
+            raise UserError(_cannot_write(self._losses.name, error)) from None
 
     def _left(self, step: int) -> float:
         done = max(1, step - self._first_step)
@@ -115,9 +135,33 @@ class Journal:
 
 
 def _open_losses(path: Path, first_step: int) -> Any:
-    """Opens the record for more lines, without those of steps that will be run again."""
-    kept = []
-    if first_step and path.exists():
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= first_step]
-    path.write_text("".join(f"{line}\n" for line in kept))
-    return path.open("a")
+    """Opens the record for more lines, without those of steps that will be run again.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        kept = []
+        if first_step and path.exists():
+            kept = [line for line in path.read_text().splitlines() if 0 < _step_of(line) <= first_step]
+        part.write_text("".join(f"{line}\n" for line in kept))
+        part.replace(path)
+        return path.open("a")
+    except OSError as error:
+        raise UserError(_cannot_write(path, error)) from None
+
+
+def _step_of(line: str) -> int:
+    """Returns the step a line of the record is about; 0 for one that a full disk or a power cut has torn."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return 0
+
+
+def _cannot_write(path: Path | str, error: OSError) -> str:
+    return (
+        f"cannot write {path}: {error.strerror}; make room or choose another run.output. "
+        "Earlier checkpoints are intact: --run.resume latest goes on from the last"
+    )

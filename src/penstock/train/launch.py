@@ -30,9 +30,7 @@ __all__ = ["is_worker", "launch"]
 _SIGNAL_NAMES = {signal.SIGINT: "Ctrl-C"}
 
 
-def launch(
-    command: Sequence[str], *, ranks: int, port: int = 0, say: Callable[[str], None] | None = None
-) -> int:
+def launch(command: Sequence[str], *, ranks: int, port: int = 0, say: Callable[[str], None] | None = None) -> int:
     """Returns the exit code of `command` run as `ranks` processes on this host.
 
     Nothing listens beyond loopback, and no process is left behind however the run ends. Each rank is given

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
 import torch
 
 from penstock.runtime import Pipeline
+from penstock.train.agreement import check_alike
 from penstock.train.config import Config
-from penstock.train.data import Corpus, batch, held_out_batches, read_corpus, unigram_entropy
-from penstock.train.failures import Position
-from penstock.train.generate import generate
+from penstock.train.data import Corpus, batch, held_out_batches, unigram_entropy
+from penstock.train.generate import generate, readable
 from penstock.train.gpt import build_gpt, lm_loss
 from penstock.train.journal import LOSSES_FILE, Journal, StepFigures
 from penstock.train.optimizers import build_optimizer, learning_rate, set_learning_rate
-from penstock.train.preflight import check_corpus, check_device, check_layout, check_output, resume_path
+from penstock.train.places import place_noted, position
+from penstock.train.preflight import check_everything
 from penstock.train.processes import Worker
 from penstock.train.report import write_report
+from penstock.train.resume import changes_of_curve, resume_path
 from penstock.train.state import resume_state, save_state
 
 _TRACED_STEPS = 20
@@ -29,25 +32,33 @@ def train(config: Config, me: Worker) -> None:
     Raises:
         UserError: something that does not fit, told alike on every rank.
     """
-    check_layout(config)
-    check_device(config)
-    check_output(Path(config.run.output))
+    corpus = check_everything(config, local_ranks=me.local_world_size)
     resume = resume_path(config)
-    corpus = read_corpus(config.data.paths, held_out=config.data.held_out)
-    check_corpus(config, corpus)
     pipe = _pipeline(config, me)
-    me.report_position(lambda: _position(pipe))
+    me.report_position(lambda: position(pipe))
+    check_alike(pipe, config, data_digest=corpus.digest)
     optimizer = build_optimizer(config.optimizer, pipe.parameters())
-    first_step = resume_state(resume, pipe, optimizer, data_digest=corpus.digest) if resume else 0
+    first_step = resume_state(resume, pipe, optimizer) if resume else 0
     begin = time.perf_counter()
     with Journal(config, first_step=first_step, active=pipe.rank == 0) as journal:
-        if first_step == 0:
-            journal.say(pipe.summary())
-        else:
+        journal.say(pipe.summary())
+        if resume:
             journal.say(f"resumed {resume} at step {first_step}")
-        checkpoint = _steps(config, corpus, pipe, optimizer, journal=journal)
+            for change in changes_of_curve(config, resume):
+                journal.say(f"note: {change}; the curve does not go on as it would have")
+        try:
+            checkpoint, loss = _steps(config, corpus, pipe, optimizer, journal=journal)
+        except Exception as error:
+            place = place_noted(error, pipe) or position(pipe)
+            me.report_position(lambda: place)
+            raise
     seconds = time.perf_counter() - begin
-    _finish(config, corpus, pipe, journal, checkpoint=checkpoint, seconds=seconds)
+    _report(config, pipe, journal, checkpoint=checkpoint)
+    _show_sample(config, pipe, journal)
+    journal.say(
+        f"held-out loss {loss:.3f} nats per byte ({loss / math.log(2):.2f} bits); byte unigram entropy "
+        f"{unigram_entropy(corpus):.3f}; trained in {seconds:.0f} s"
+    )
     pipe.close()
 
 
@@ -82,9 +93,9 @@ def _pipeline(config: Config, me: Worker) -> Pipeline:
 
 def _steps(
     config: Config, corpus: Corpus, pipe: Pipeline, optimizer: torch.optim.Optimizer, *, journal: Journal
-) -> Path | None:
-    """Runs the steps that are left; returns the last checkpoint written."""
-    checkpoint = None
+) -> tuple[Path | None, float]:
+    """Runs the steps that are left, at least one; returns the last checkpoint and the last held-out loss."""
+    checkpoint, held_out = None, float("nan")
     tokens = config.run.batch_size * config.model.context
     for step in range(pipe.steps_done, config.run.steps):
         begin = time.perf_counter()
@@ -105,22 +116,34 @@ def _steps(
         done = step + 1
         journal.step(StepFigures(done, loss.item(), norm.item(), rate, tokens / seconds))
         if _due(done, config.evaluate.every, config.run.steps):
-            journal.held_out(done, evaluate(config, corpus, pipe))
+            held_out = evaluate(config, corpus, pipe)
+            journal.held_out(done, held_out)
         if _due(done, config.checkpoint.every, config.run.steps):
             checkpoint = save_state(pipe, optimizer, config=config, step=done, data_digest=corpus.digest)
-    return checkpoint
+    return checkpoint, held_out
 
 
 def _due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-def _finish(
-    config: Config, corpus: Corpus, pipe: Pipeline, journal: Journal, *, checkpoint: Path | None, seconds: float
-) -> None:
-    """Prints how well it went, where the time went, what was written, and a sample. Every rank calls it."""
-    loss = evaluate(config, corpus, pipe)
+def _report(config: Config, pipe: Pipeline, journal: Journal, *, checkpoint: Path | None) -> None:
+    """Prints where the time went and what was written. Every rank calls it."""
     timelines = pipe.trace(_TRACED_STEPS)
+    if pipe.rank != 0:
+        return
+    output = Path(config.run.output)
+    table, written = write_report(pipe.plan.proof.program, timelines, output)
+    journal.say(table)
+    places = {"checkpoint": checkpoint, "trace for Perfetto": written.trace, "picture": written.picture}
+    places |= {"timelines": written.timelines, "losses": output / LOSSES_FILE}
+    journal.say("\n".join(f"{name + ':':20}{path}" for name, path in places.items()))
+
+
+def _show_sample(config: Config, pipe: Pipeline, journal: Journal) -> None:
+    """Prints text that the model makes up. Every rank calls it."""
+    if not config.log.sample_bytes:
+        return
     sample = generate(
         pipe,
         b"def ",
@@ -128,30 +151,4 @@ def _finish(
         context=config.model.context,
         seed=config.run.seed,
     )
-    if pipe.rank != 0:
-        return
-    output = Path(config.run.output)
-    if timelines:
-        table, written = write_report(pipe.plan.proof.program, timelines, output)
-        journal.say(table)
-        places = {"checkpoint": checkpoint, "trace for Perfetto": written.trace, "picture": written.picture}
-        places |= {"timelines": written.timelines, "losses": output / LOSSES_FILE}
-        journal.say("\n".join(f"{name + ':':20}{path}" for name, path in places.items() if path))
-    if config.log.sample_bytes:
-        journal.say("sample:\n" + sample.decode("utf-8", errors="replace"))
-    journal.say(
-        f"held-out loss {loss:.3f} nats per byte ({_bits(loss):.2f} bits); byte unigram entropy "
-        f"{unigram_entropy(corpus):.3f}; trained in {seconds:.0f} s"
-    )
-
-
-def _bits(nats: float) -> float:
-    return nats / 0.6931471805599453
-
-
-def _position(pipe: Pipeline) -> Position | None:
-    cursor = pipe.cursor
-    if not cursor.call:
-        return Position(op="between steps", step=pipe.steps_done)
-    waiting = f"rank {cursor.waiting_for}" if cursor.waiting_for >= 0 else None
-    return Position(op=cursor.where, step=pipe.steps_done + 1, waiting_for=waiting)
+    journal.say("sample:\n" + readable(sample))

@@ -6,28 +6,35 @@ import importlib.util
 import os
 from pathlib import Path
 
-from penstock.checkpoint import latest, read_manifest
-from penstock.errors import CheckpointError, ConfigError
+from penstock.errors import ConfigError
 from penstock.partition import Partition
 from penstock.schedules import named_schedule
 from penstock.train.config import Config
 from penstock.train.data import Corpus, batch, held_out_batches, read_corpus
+from penstock.train.resume import check_same_run, resume_path
 from penstock.verifier import verify
 
 
-def check_everything(config: Config) -> None:
-    """Returns if a run of `config` can start on this host; makes its output directory.
+def check_everything(config: Config, *, local_ranks: int) -> Corpus:
+    """Returns the text to train on if a run of `config` can start on this host; makes its output directory.
+
+    Args:
+        config: of the run.
+        local_ranks: how many of the ranks are on this host.
 
     Raises:
         UserError: a schedule, partition, text, directory, checkpoint, device or library that cannot serve.
     """
     check_layout(config)
-    check_device(config)
+    check_device(config, local_ranks=local_ranks)
+    check_tensorboard(config)
+    resume = resume_path(config)
+    corpus = read_corpus(config.data.paths, held_out=config.data.held_out)
+    check_corpus(config, corpus)
+    if resume is not None:
+        check_same_run(config, resume, data_digest=corpus.digest)
     check_output(Path(config.run.output))
-    resume_path(config)
-    check_corpus(config, read_corpus(config.data.paths, held_out=config.data.held_out))
-    if config.log.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError("log.tensorboard needs TensorBoard; pip install 'penstock[tensorboard]', or leave it off")
+    return corpus
 
 
 def check_layout(config: Config) -> None:
@@ -42,7 +49,7 @@ def check_layout(config: Config) -> None:
         Partition.uniform(num_layers, schedule.num_stages)
 
 
-def check_device(config: Config) -> None:
+def check_device(config: Config, *, local_ranks: int) -> None:
     """Refuses a device that this host does not have."""
     import torch
 
@@ -50,11 +57,17 @@ def check_device(config: Config) -> None:
         return
     if not torch.cuda.is_available():
         raise ConfigError('run.device="cuda" and this host has no CUDA device; use --run.device cpu')
-    if torch.cuda.device_count() < config.pipeline.ranks:
+    if torch.cuda.device_count() < local_ranks:
         raise ConfigError(
-            f"pipeline.ranks={config.pipeline.ranks} and this host has {torch.cuda.device_count()} CUDA devices; start "
-            "fewer ranks, or torchrun on more hosts"
+            f"{local_ranks} ranks are to run on this host, which has {torch.cuda.device_count()} CUDA devices; "
+            "start fewer with --pipeline.ranks, or torchrun on more hosts"
         )
+
+
+def check_tensorboard(config: Config) -> None:
+    """Refuses to record for TensorBoard where it is not installed."""
+    if config.log.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("log.tensorboard needs TensorBoard; pip install 'penstock[tensorboard]', or leave it off")
 
 
 def check_output(output: Path) -> None:
@@ -63,7 +76,7 @@ def check_output(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
         probe = output / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # the ranks of one host probe at the same time
     except OSError as error:
         raise ConfigError(
             f"run.output={output} cannot be written ({os.strerror(error.errno or 0)}); choose another directory"
@@ -75,27 +88,3 @@ def check_corpus(config: Config, corpus: Corpus) -> None:
     sizes = {"batch_size": config.run.batch_size, "context": config.model.context}
     batch(corpus, step=0, seed=config.run.seed, **sizes)
     held_out_batches(corpus, batches=config.evaluate.batches, **sizes)
-
-
-def checkpoint_root(config: Config) -> Path:
-    """Returns where the run keeps its checkpoints."""
-    return Path(config.run.output) / "checkpoints"
-
-
-def resume_path(config: Config) -> Path | None:
-    """Returns the checkpoint to go on from, None for a run that starts anew.
-
-    Raises:
-        CheckpointError: there is none, or it is damaged or foreign.
-    """
-    if not config.run.resume:
-        return None
-    path = latest(checkpoint_root(config)) if config.run.resume == "latest" else Path(config.run.resume)
-    if path is None:
-        raise CheckpointError(f"{checkpoint_root(config)} holds no checkpoint to resume; start without --run.resume")
-    manifest = read_manifest(path)
-    if manifest.step > config.run.steps:
-        raise CheckpointError(
-            f"{path} is of step {manifest.step} and run.steps={config.run.steps}; ask for more steps to go on"
-        )
-    return path

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import re
 import shutil
 import signal
 import sys
@@ -45,6 +44,7 @@ class Worker:
         self.rank = int(os.environ["RANK"])
         self.local_rank = int(os.environ["LOCAL_RANK"])
         self.world_size = int(os.environ["WORLD_SIZE"])
+        self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._beacon: Beacon | None = None
         self._source: PositionSource | None = None
         self._other_failure = ""
@@ -56,6 +56,15 @@ class Worker:
         self._source = source
         if self._beacon is not None:
             self._beacon.source = source
+
+    def from_rank_0(self, name: str, make: Callable[[], str]) -> str:
+        """Returns on every rank what `make()` has returned on rank 0. Every rank calls it, with a new name."""
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        store, key = _get_default_store(), f"penstock/{name}/{_attempt()}"
+        if self.rank == 0:
+            store.set(key, make())
+        return store.get(key).decode()
 
     def _connect(self, guard: Guard) -> None:
         """Starts publishing over a store connection of its own: a client's calls wait for one another."""
@@ -71,7 +80,7 @@ class Worker:
         self._beacon = Beacon(
             store,
             rank=self.rank,
-            attempt=os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"),
+            attempt=_attempt(),
             on_failure=leave,
             is_orphaned=guard.is_orphaned,
         )
@@ -98,8 +107,7 @@ class Worker:
             self._leave(self._failure(Ending.USER_ERROR, str(error)), exit_code=2)
         ending = Ending.LOST_CONNECTION if is_lost_connection(error) else Ending.ERROR
         trace = "".join(traceback.format_exception(_without_our_frame(error)))
-        failure = self._failure(ending, f"{type(error).__name__}: {error}", trace=trace)
-        self._leave(failure.at(_place_noted(error, self.rank) or failure.position), exit_code=1)
+        self._leave(self._failure(ending, f"{type(error).__name__}: {error}", trace=trace), exit_code=1)
 
     def _failure(self, ending: Ending, message: str, *, trace: str = "") -> Failure:
         return Failure(self.rank, ending, time.time(), message, trace, self._position())
@@ -115,7 +123,7 @@ class Worker:
         if beacon is not None and failure.ending is not Ending.STOPPED:
             _finish_in_time(lambda: beacon.announce_failure(f"rank {self.rank}: {failure.message}"))
         if LAUNCHER_PID not in os.environ:
-            _print_failure(failure)
+            _finish_in_time(lambda: _print_failure(failure, beacon))
         elif os.getppid() != int(os.environ[LAUNCHER_PID]):
             _remove_records()
         _finish_in_time(_flush_output)
@@ -159,6 +167,10 @@ def worker(*, backend: str = "gloo", timeout_seconds: float = 1800.0) -> Iterato
             raise
 
 
+def _attempt() -> str:
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
 def _join(backend: str, *, timeout_seconds: float) -> None:
     """Joins the default process group through the agent's store, in which every rank is a client."""
     import torch.distributed
@@ -173,13 +185,6 @@ def _part(this: Worker) -> None:
     if this._beacon is not None:
         this._beacon.close()
     torch.distributed.destroy_process_group()
-
-
-def _place_noted(error: BaseException, rank: int) -> Position | None:
-    """Returns the place that the pipeline has written on an error that came out of it, where it was clear yet."""
-    pattern = re.compile(rf"penstock: (?:raised|noticed) on rank {rank}, (.+)")
-    found = [match for note in getattr(error, "__notes__", ()) if (match := pattern.fullmatch(note))]
-    return Position(found[0][1]) if found else None
 
 
 def _record(failure: Failure) -> None:
@@ -207,11 +212,18 @@ def _remove_records() -> None:
         shutil.rmtree(os.path.dirname(path), ignore_errors=True)
 
 
-def _print_failure(failure: Failure) -> None:
-    """Tells the failure on this host's terminal, as torchrun's own report comes late and is hard to read."""
+def _print_failure(failure: Failure, beacon: Beacon | None) -> None:
+    """Tells the failure on this host's terminal, as torchrun's own report comes late and is hard to read.
+
+    What is the user's to put right often fails on all ranks alike: the first of a host tells it for all.
+    """
+    host = os.environ.get("GROUP_RANK", "0")
+    alike = failure.ending is Ending.USER_ERROR
+    if alike and beacon is not None and not beacon.is_first_to_tell(failure.message, host=host):
+        return
     signal_only = failure.ending is Ending.STOPPED and failure.message in signal.Signals.__members__
     if not signal_only:
-        _finish_in_time(lambda: print(tell(failure), file=sys.stderr))
+        print(tell(failure), file=sys.stderr)
 
 
 def _flush_output() -> None:

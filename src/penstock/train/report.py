@@ -16,6 +16,7 @@ from penstock.view.perfetto import save_perfetto
 from penstock.view.picture import draw_timelines
 from penstock.view.tables import bubble_table
 
+
 class Written(NamedTuple):
     """Where the report was written."""
 

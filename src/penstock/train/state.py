@@ -21,7 +21,7 @@ from penstock.errors import CheckpointError
 from penstock.runtime import Pipeline
 from penstock.train.config import Config
 from penstock.train.config_file import to_toml
-from penstock.train.preflight import checkpoint_root
+from penstock.train.resume import checkpoint_root
 
 _MODEL = "model/"
 
@@ -48,19 +48,17 @@ def save_state(
     )
 
 
-def resume_state(
-    path: Path, pipe: Pipeline, optimizer: torch.optim.Optimizer, *, data_digest: str
-) -> int:
+def resume_state(path: Path, pipe: Pipeline, optimizer: torch.optim.Optimizer) -> int:
     """Returns the step to go on with, having put weights and optimizer state of `path` in place.
 
     The checkpoint may have been saved by another number of ranks or under another schedule. Every rank calls it.
 
     Raises:
-        CheckpointError: on every rank alike: a damaged file, another model, or other text to train on.
+        CheckpointError: on every rank alike: a damaged file, or another model.
     """
     problem, step = "", 0
     try:
-        step = _take(path, pipe, optimizer, data_digest)
+        step = _take(path, pipe, optimizer)
     except CheckpointError as error:
         problem = str(error)
     problems = [json.loads(reply) for reply in pipe.exchange(json.dumps(problem).encode())]
@@ -70,12 +68,8 @@ def resume_state(
     return step
 
 
-def _take(path: Path, pipe: Pipeline, optimizer: torch.optim.Optimizer, data_digest: str) -> int:
+def _take(path: Path, pipe: Pipeline, optimizer: torch.optim.Optimizer) -> int:
     manifest = read_manifest(path)
-    if manifest.extra.get("data_digest") != data_digest:
-        raise CheckpointError(
-            f"{path} was trained on other text than data.paths names now; resume with the same text, or start anew"
-        )
     own = pipe.state_dict()
     check_fits(path, manifest, expected={f"{_MODEL}{name}": value for name, value in own.items()})
     tensors = load(path, names_for(manifest, own))

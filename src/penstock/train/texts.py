@@ -69,9 +69,7 @@ def user_files(paths: Iterable[str | Path]) -> list[Text]:
 def _directory_texts(root: Path) -> list[Text]:
     texts = list(_readable(_walk(root, leave_out=frozenset({"__pycache__"})), root=root))
     if not texts:
-        raise DataError(
-            f"directory {root} holds no text file; name a directory with UTF-8 text, or a file in it"
-        )
+        raise DataError(f"directory {root} holds no text file; name a directory with UTF-8 text, or a file in it")
     return texts
 
 

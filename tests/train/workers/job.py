@@ -93,10 +93,7 @@ def swallow(me: Worker) -> None:
             continue
 
 
-DEEDS = {
-    deed.__name__: deed
-    for deed in (finish, hang, refuse, fail, fail_apart, exit_silently, close_files, swallow)
-}
+DEEDS = {deed.__name__: deed for deed in (finish, hang, refuse, fail, fail_apart, exit_silently, close_files, swallow)}
 
 
 def main() -> int:

@@ -1,0 +1,195 @@
+"""Is the pipeline right? The unsplit model over the same microbatches is the oracle for loss and gradients."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from penstock.ir.schedule import Schedule
+from penstock.models import Stage, cut
+from penstock.partition import Partition
+from penstock.runtime import LoopbackTransport, Pipeline, run_ranks
+from penstock.runtime.feed import WeightFunction
+from penstock.runtime.microbatches import batch_size, even_sizes, split
+from penstock.runtime.randomness import keyed_layers
+from penstock.runtime.stage_work import LossFunction
+
+
+def reference_step(  # noqa: PLR0913  # the arguments of a Pipeline and of its step, in one call
+    model: Any,
+    loss_fn: LossFunction,
+    inputs: Any,
+    targets: Any,
+    *,
+    num_microbatches: int,
+    weight_fn: WeightFunction | None = None,
+    seed: int | None = None,
+    step: int = 0,
+) -> torch.Tensor:
+    """Returns the loss of one step of the unsplit model itself: gradients are added to `.grad`, buffers move.
+
+    The microbatches run one after another. The gradient is that of Σ loss_i · w_i / Σ w_i, added up in their order.
+
+    Args:
+        model: what a Pipeline takes.
+        loss_fn: as for Pipeline.
+        inputs: the batch.
+        targets: likewise.
+        num_microbatches: m.
+        weight_fn: as for Pipeline.
+        seed: as for Pipeline.
+        step: number of the step, a key of its random numbers.
+    """
+    sizes = even_sizes(batch_size(inputs, name="inputs"), num_microbatches)
+    microbatches = split(inputs, sizes, name="inputs")
+    answers = split(targets, sizes, name="targets")
+    weights = [float(weight_fn(answer)) for answer in answers] if weight_fn else [float(size) for size in sizes]
+    total = math.fsum(weights)
+    losses = []
+    for number, (microbatch, answer) in enumerate(zip(microbatches, answers, strict=True)):
+        loss = loss_fn(_output(model, microbatch, seed=seed, step=step, number=number), answer)
+        scale = weights[number] / total
+        if loss.requires_grad:
+            (loss * scale).backward()
+        losses.append(loss.detach().double().reshape(()) * scale)
+    return torch.stack(losses).sum()
+
+
+def reference_gradients(
+    model: Any,
+    loss_fn: LossFunction,
+    inputs: Any,
+    targets: Any,
+    *,
+    num_microbatches: int,
+    weight_fn: WeightFunction | None = None,
+    seed: int | None = None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Returns the loss of one step of a copy of the unsplit model, and the gradient of each parameter that has one.
+
+    Arguments as for `reference_step`; random numbers are those of a pipeline's first step. The model stays as it is.
+    """
+    model = copy.deepcopy(model)
+    whole = _whole(model)
+    whole.zero_grad()
+    loss = reference_step(
+        model, loss_fn, inputs, targets, num_microbatches=num_microbatches, weight_fn=weight_fn, seed=seed
+    )
+    return loss, {name: value.grad for name, value in whole.named_parameters() if value.grad is not None}
+
+
+@dataclass(frozen=True)
+class ReferenceCheck:
+    """How far a pipeline is from the unsplit model; print it.
+
+    Attributes:
+        schedule: name of the schedule that ran.
+        num_ranks: p.
+        loss_error: relative error of the loss.
+        errors: parameter -> its gradient's largest deviation, relative to its largest entry; 0 is bit for bit.
+    """
+
+    schedule: str
+    num_ranks: int
+    loss_error: float
+    errors: Mapping[str, float]
+
+    @property
+    def worst(self) -> float:
+        """The largest error of all gradients and the loss."""
+        return max([self.loss_error, *self.errors.values()])
+
+    def __str__(self) -> str:
+        width = max(map(len, ["loss", *self.errors]))
+        rows = sorted(self.errors.items(), key=lambda item: -item[1])
+        lines = [f"{self.schedule} on {self.num_ranks} ranks against the unsplit model, relative errors:"]
+        lines += [f"  {name:<{width}}  {_shown(error)}" for name, error in [("loss", self.loss_error), *rows]]
+        return "\n".join(lines)
+
+
+def check_against_reference(  # noqa: PLR0913  # as above
+    model: Any,
+    loss_fn: LossFunction,
+    inputs: Any,
+    targets: Any,
+    *,
+    num_ranks: int,
+    num_microbatches: int,
+    schedule: str | Path | Schedule = "one_f_one_b",
+    partition: Partition | Sequence[int] | None = None,
+    weight_fn: WeightFunction | None = None,
+    seed: int | None = None,
+) -> ReferenceCheck:
+    """Returns how far the gradients of one step over loopback are from those of the unsplit model.
+
+    The model stays as it is; copies of it run. Arguments as for Pipeline; `num_ranks` ranks are threads.
+
+    Raises:
+        UserError: what Pipeline raises for these arguments.
+    """
+    loss, expected = reference_gradients(
+        model, loss_fn, inputs, targets, num_microbatches=num_microbatches, weight_fn=weight_fn, seed=seed
+    )
+    twin = copy.deepcopy(model)
+    _whole(twin).zero_grad()
+
+    def rank(transport: LoopbackTransport) -> tuple[str, torch.Tensor, dict[str, torch.Tensor]]:
+        pipe = Pipeline(
+            twin,
+            loss_fn,
+            transport=transport,
+            schedule=schedule,
+            num_microbatches=num_microbatches,
+            partition=partition,
+            weight_fn=weight_fn,
+            seed=seed,
+        )
+        loss = pipe.step(inputs, targets)
+        return pipe.schedule.name, loss, {name: p.grad for name, p in pipe.named_parameters() if p.grad is not None}
+
+    parts = run_ranks(rank, num_ranks)
+    found = {name: grad for _, _, grads in parts for name, grad in grads.items()}
+    names = [*expected, *(name for name in found if name not in expected)]
+    errors = {name: _relative_error(found.get(name), expected.get(name)) for name in names}
+    return ReferenceCheck(parts[0][0], num_ranks, _relative_error(parts[0][1], loss), errors)
+
+
+def _whole(model: Any) -> Stage:
+    """Returns all layers of `model` as one module, by their names; a tied parameter has one of them."""
+    layers = cut(model)
+    return layers.stage(Partition((0, layers.num_layers)), 0)
+
+
+def _output(model: Any, value: Any, *, seed: int | None, step: int, number: int) -> Any:
+    """Returns what the unsplit model makes of a microbatch, each layer with its own random numbers if seeded."""
+    if seed is None and isinstance(model, torch.nn.Sequential):
+        return model(value)
+    surrounding = keyed_layers(seed, step=step, microbatch=number) if seed is not None else lambda _: nullcontext()
+    for index, layer in enumerate(cut(model).layers.values()):
+        with surrounding(index):
+            value = layer(value)
+    return value
+
+
+def _relative_error(found: torch.Tensor | None, expected: torch.Tensor | None) -> float:
+    """Returns the largest deviation relative to the largest entry; a gradient that is not there counts as 0."""
+    if found is None or expected is None:
+        there = found if found is not None else expected
+        return math.inf if there is not None and bool(there.any()) else 0.0
+    if found.shape != expected.shape:
+        return math.inf
+    if torch.equal(found, expected):
+        return 0.0
+    error = (found.double() - expected.double()).abs().max() / expected.double().abs().max()
+    return float(error) if not error.isnan() else math.inf
+
+
+def _shown(error: float) -> str:
+    return "0 (bit for bit)" if error == 0 else f"{error:.1e}"

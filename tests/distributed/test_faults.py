@@ -1,0 +1,80 @@
+"""Whatever befalls a rank, the others end within the deadline with a report in pipeline terms."""
+
+from typing import NamedTuple
+
+import pytest
+from tests.distributed.jobs import Ended, Job
+
+STARTS_SECONDS, LOST_SECONDS, GRACE_SECONDS = 25.0, 2.0, 1.0  # of a busy machine; as workers/fault.py sets them
+WHERE = "1F2 (forward of stage 1 on microbatch 2)"
+
+
+class Fault(NamedTuple):
+    what: str
+    culprit: int
+    num_ranks: int
+    own_store: bool = False
+
+
+FAULTS = {
+    "killed": Fault("kill", 1, 3),
+    "stopped": Fault("stop", 1, 3),
+    "raising": Fault("raise", 1, 3),
+    "leaving": Fault("leave", 1, 2),
+    "killed with the store": Fault("kill", 0, 2, own_store=True),
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, list[Ended]]:
+    """How every rank of every job ended; the jobs run side by side, since most of their time is waiting."""
+    jobs = {
+        name: Job(
+            "fault.py", (fault.what, str(fault.culprit), *["own store"] * fault.own_store), fault.num_ranks
+        ).start()
+        for name, fault in FAULTS.items()
+    }
+    return {
+        name: job.end(patience_seconds=STARTS_SECONDS, leave=(1,) if name == "stopped" else ())
+        for name, job in jobs.items()
+    }
+
+
+def reports(ranks: list[Ended], fault: Fault) -> list[str]:
+    """Returns what each survivor knew when it ended, which it did by itself and not with success."""
+    survivors = [rank for number, rank in enumerate(ranks) if number != fault.culprit]
+    for rank in survivors:
+        assert rank.code in (1, 3), f"a survivor ended with {rank.code}: {rank.errors} {rank.lines}"
+    return [" ".join([str(rank.lines), rank.errors]) for rank in survivors]
+
+
+@pytest.mark.parametrize("name", ["killed", "stopped"])
+def test_a_rank_that_falls_silent_in_mid_step_is_named_with_its_place(name: str, outcomes):
+    for report in reports(outcomes[name], FAULTS[name]):
+        assert "rank 1" in report
+        assert f"in step 2 at {WHERE}" in report
+
+
+def test_a_rank_that_raises_is_named_with_its_place_and_its_error(outcomes):
+    ranks = outcomes["raising"]
+    for report in reports(ranks, FAULTS["raising"]):
+        assert f"rank 1 failed in step 2, {WHERE}: FloatingPointError: overflow" in report
+    own, again = ranks[1].lines
+    assert own["kind"] == "FloatingPointError"
+    assert own["notes"] == [f"penstock: raised on rank 1, step 2, {WHERE}"]
+    assert "this pipeline ended when call 2 (step) failed" in again["again"]
+
+
+def test_a_rank_that_leaves_early_is_named(outcomes):
+    ranks = outcomes["leaving"]
+    assert ranks[1].code == 0
+    for report in reports(ranks, FAULTS["leaving"]):
+        assert "Rank 1 was last heard of" in report
+        assert "gone: it closed its pipeline" in report
+
+
+def test_a_rank_that_takes_the_store_with_it_is_reported_too(outcomes):
+    """Symptom: a bare error of the store's socket. Cause: the report was looked up where it could not be any more."""
+    for report in reports(outcomes["killed with the store"], FAULTS["killed with the store"]):
+        assert "Traceback" not in report
+        assert "lost rank 0" in report or "lost the control connection" in report

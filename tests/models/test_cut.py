@@ -1,0 +1,62 @@
+"""Stages are contiguous layers under their original names, and cover each parameter once."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+
+from penstock.errors import ModelError
+from penstock.models import CutModel, cut
+from penstock.partition import Partition
+
+
+def layers(count: int) -> list[nn.Module]:
+    return [nn.Linear(2, 2, bias=False) for _ in range(count)]
+
+
+def test_a_stage_runs_its_layers_in_order_and_keeps_their_names():
+    modules = layers(4)
+    model = cut(modules)
+    partition = Partition((0, 1, 4))
+    stage = model.stage(partition, 1)
+    assert [name for name, _ in stage.named_parameters()] == ["1.weight", "2.weight", "3.weight"]
+    x = torch.randn(3, 2)
+    assert torch.equal(stage(x), modules[3](modules[2](modules[1](x))))
+    assert model.stage_of_parameters(partition) == {f"{i}.weight": int(i > 0) for i in range(4)}
+
+
+def test_what_surrounds_a_layer_gets_its_index_in_the_model():
+    stage = cut(layers(4)).stage(Partition((0, 1, 4)), 1)
+    seen = []
+
+    @contextmanager
+    def surrounding(layer: int):
+        seen.append(layer)
+        yield
+
+    stage.surrounding = surrounding
+    stage(torch.ones(1, 2))
+    assert seen == [1, 2, 3]
+
+
+def test_a_tie_across_stages_is_refused_and_one_within_a_stage_is_counted_once():
+    modules = layers(4)
+    modules[2].weight = modules[1].weight
+    model = cut(modules)
+    assert model.stage_of_parameters(Partition((0, 1, 4))) == {"0.weight": 0, "1.weight": 1, "3.weight": 1}
+    with pytest.raises(ModelError, match=r"1\.weight on stage 0 and 2\.weight on stage 1 are one tied parameter"):
+        model.stage_of_parameters(Partition((0, 2, 4)))
+
+
+def test_a_model_that_is_cut_already_is_taken_as_it_is():
+    model = CutModel({"embed": nn.Linear(1, 1)})
+    assert cut(model) is model
+    with pytest.raises(ModelError, match="no layers"):
+        CutModel({})
+
+
+@pytest.mark.parametrize("model", [nn.Linear(1, 1), {}, None, 3, "gpt"])
+def test_what_no_front_end_can_cut_is_named(model: object):
+    with pytest.raises(ModelError, match=rf"a {type(model).__name__} cannot be cut into stages"):
+        cut(model)
