@@ -1,17 +1,20 @@
 """The JSON file of a schedule: round trip, and every damage told with its place."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.random_schedules import any_schedules, valid_schedules
+from tests.random_schedules import any_schedules, paired_schedules, valid_schedules
+from tests.strategies import schedule_or_reject
 
 from penstock import (
     Schedule,
     WeightRule,
+    bpipe,
     gpipe,
     load_schedule,
     one_f_one_b,
@@ -27,7 +30,7 @@ from penstock.schedules import SCHEDULES, named_schedule
 
 @given(name=st.sampled_from(sorted(SCHEDULES)), num_ranks=st.integers(1, 12), num_microbatches=st.integers(1, 12))
 def test_every_registered_schedule_is_read_back_as_written(name: str, num_ranks: int, num_microbatches: int) -> None:
-    schedule = named_schedule(name, num_ranks=num_ranks, num_microbatches=num_microbatches)
+    schedule = schedule_or_reject(name, num_ranks, num_microbatches)
     assert schedule_from_json(schedule_to_json(schedule)) == schedule
 
 
@@ -49,6 +52,23 @@ def test_optimizer_steps_survive() -> None:
         rank 1: .  F0 B0 S0
     """)
     assert schedule_from_json(schedule_to_json(schedule)) == schedule
+
+
+@given(schedule=paired_schedules())
+@settings(max_examples=50)
+def test_pairs_survive(schedule: Schedule) -> None:
+    assert schedule_from_json(schedule_to_json(schedule)) == schedule
+
+
+def test_offloads_and_keepers_survive() -> None:
+    assert schedule_from_json(schedule_to_json(bpipe(5, 8))) == bpipe(5, 8)
+
+
+def test_pairs_and_keepers_are_written_where_there_are_some() -> None:
+    assert not {"overlapped", "keepers"} & json.loads(schedule_to_json(gpipe(2, 1))).keys()
+    paired = replace(one_f_one_b(2, 3), overlapped=((1, 3), ()))
+    assert json.loads(schedule_to_json(paired))["overlapped"] == [[1, 3], []]
+    assert json.loads(schedule_to_json(bpipe(4, 5)))["keepers"] == [3, 2, 1, 0]
 
 
 def test_the_file_in_the_docstring_is_what_is_written() -> None:
@@ -104,6 +124,10 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
         changed(placement=[[0, 1, 0]], ranks=[["F0"], []]),
         'rank 0: "F0" has no stage and the rank holds 0, 2',
     ),
+    "pairs of too few ranks": (changed(overlapped=[[0]]), "gpipe has pairs for 1 ranks of 2"),
+    "a pair that is none": (changed(overlapped=[[1], []]), "rank 0 of gpipe: no pair at position 1; positions ascend"),
+    "a pair in words": (changed(overlapped=[["0"], []]), "Expected `int`, got `str` - at `$.overlapped["),
+    "a keeper outside": (changed(keepers=[1, 2]), "gpipe has keeper 2 among 2 ranks"),
     "an empty name": (changed(name=""), "schedule name ''; use words"),
     # Symptom: a traceback. Cause: these two are no DecodeError.
     "not UTF-8": (b'{"format": "\xff"}', "can't decode byte 0xff"),

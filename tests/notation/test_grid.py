@@ -1,17 +1,19 @@
 """The text grid: drawn, read back, and refused where it cannot be read."""
 
 import inspect
+from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.random_schedules import any_schedules, valid_schedules
+from tests.random_schedules import any_schedules, paired_schedules, valid_schedules
+from tests.strategies import schedule_or_reject
 
 from penstock import Placement, Schedule, WeightRule, parse_grid
 from penstock.errors import NotationError
 from penstock.notation import draw_grid, grid
 from penstock.notation.grid import slots
-from penstock.schedules import SCHEDULES, gpipe, named_schedule, one_f_one_b
+from penstock.schedules import SCHEDULES, gpipe, one_f_one_b
 
 GRID = """
     gpipe p=2 m=2 weights=flush placement=0,1
@@ -26,7 +28,7 @@ def same_lines(left: str, right: str) -> bool:
 
 @given(name=st.sampled_from(sorted(SCHEDULES)), num_ranks=st.integers(1, 12), num_microbatches=st.integers(1, 12))
 def test_every_registered_schedule_is_read_back_as_drawn(name: str, num_ranks: int, num_microbatches: int) -> None:
-    schedule = named_schedule(name, num_ranks=num_ranks, num_microbatches=num_microbatches)
+    schedule = schedule_or_reject(name, num_ranks, num_microbatches)
     assert parse_grid(draw_grid(schedule)) == schedule
 
 
@@ -67,6 +69,26 @@ HAND_MADE = {
         loop p=2 m=1 weights=flush placement=0,1,0,1
         rank 0: 0F0 .   2F0 .   .   2B0 .   0B0
         rank 1: .   1F0 .   3F0 3B0 .   1B0 .
+    """,
+    "overlapped pairs": """
+        pairs p=2 m=3 weights=flush placement=0,1
+        rank 0: F0 F1 .  F2+B0 .  B1 .  B2
+        rank 1: .  F0 B0 F1    B1 F2 B2 .
+    """,
+    "overlapped pairs of two directions": """
+        pairs p=2 m=4 weights=flush placement=0,1/1,0
+        rank 0: F0   F2@1 F1   B2@1 F3@1+I0 B3@1 I1 W0 W1
+        rank 1: F2@1 F0   F3@1 B0   F1+I2@1 B1   I3@1 W2@1 W3@1
+    """,
+    "offloads": """
+        away p=2 m=3 weights=flush placement=0,1 keepers=1,0
+        rank 0: F0 F1,OFFLOAD1 F2 B0,RELOAD1 .  B1 .  B2
+        rank 1: .  F0          B0 F1         B1 F2 B2 .
+    """,
+    "a pair with what is offloaded behind it": """
+        away p=2 m=4 weights=flush placement=0,1 keepers=1,0
+        rank 0: F0 F1 .  F2+B0,OFFLOAD2 F3 B1,RELOAD2 .  B2 .  B3
+        rank 1: .  F0 B0 F1             B1 F2         B2 F3 B3 .
     """,
     "a rank without ops": """
         idle p=2 m=1 weights=frozen placement=0,1
@@ -111,6 +133,33 @@ def test_an_order_that_cannot_run_is_still_drawn() -> None:
     assert draw_grid(stuck).splitlines()[1:] == ["rank 0: B0 F0", "rank 1: B0 F0"]
 
 
+def test_an_order_that_cannot_run_is_drawn_with_its_pairs() -> None:
+    text = "stuck p=1 m=2 weights=flush placement=0 keepers=0\nrank 0: OFFLOAD0 B0+F0 F1,OFFLOAD1 B1"
+    schedule = parse_grid(text)
+    assert [str(op) for op in schedule.ranks[0]] == ["0OFFLOAD0", "0B0", "0F0", "0F1", "0OFFLOAD1", "0B1"]
+    assert schedule.overlapped == ((1,),)
+    assert same_lines(draw_grid(schedule), text)
+
+
+@given(schedule=paired_schedules())
+@settings(max_examples=50)
+def test_any_pairs_are_read_back_as_drawn(schedule: Schedule) -> None:
+    assert parse_grid(draw_grid(schedule)) == schedule
+
+
+@given(schedule=valid_schedules(), name=st.sampled_from(["keepers=1", "a keepers=0,1"]))
+def test_keepers_are_read_from_the_end_of_the_header_only(schedule: Schedule, name: str) -> None:
+    named = replace(schedule, name=name)
+    assert parse_grid(draw_grid(named)) == named
+    kept = replace(named, keepers=tuple(range(named.num_ranks)))
+    assert parse_grid(draw_grid(kept)) == kept
+
+
+def test_the_ops_of_a_pair_share_a_slot_and_offloads_take_none() -> None:
+    assert slots(parse_grid(HAND_MADE["overlapped pairs"])) == [[0, 1, 3, 3, 5, 7], [1, 2, 3, 4, 5, 6]]
+    assert slots(parse_grid(HAND_MADE["offloads"]))[0] == [0, 1, 1, 2, 3, 3, 5, 7]
+
+
 def test_an_op_takes_the_first_slot_after_what_it_needs() -> None:
     assert slots(one_f_one_b(2, 2)) == [[0, 1, 3, 5], [1, 2, 3, 4]]
 
@@ -147,6 +196,15 @@ WRONG = {
     ),
     "a row without label": (f"{HEAD}\nrank 0: F0\nF0 B0", 'line 3: expected "rank 1: …", got "F0 B0"'),
     "not an op": (f"{HEAD}\nrank 0: F0 Q1\nrank 1: F0", 'rank 0: "Q1" is not an op'),
+    "three in one": (f"{HEAD}\nrank 0: F0+B0+F1\nrank 1: F0", "rank 0 of gpipe: no pair at position 1; positions"),
+    "a pair of forwards": (f"{HEAD}\nrank 0: F0+F1\nrank 1: F0", "rank 0 of gpipe: no pair at position 0"),
+    "half a pair": (f"{HEAD}\nrank 0: F0+ B0\nrank 1: F0", 'rank 0: "" is not an op'),
+    "a word for a keeper": (f"{HEAD} keepers=1,x\n{BODY}", "header: invalid literal"),
+    "a keeper outside": (f"{HEAD} keepers=1,2\n{BODY}", "header: gpipe has keeper 2 among 2 ranks"),
+    "keepers before the end": (
+        f"{HEAD.replace(' placement', ' keepers=1,0 placement')}\n{BODY}",
+        "header: p missing",
+    ),
     "a stage outside": (f"{HEAD}\nrank 0: F0\nrank 1: 2F0", 'rank 1: "2F0" names stage 2 of 2'),
     "a stage left out": (
         "vee p=2 m=1 weights=flush placement=0,1,1,0\nrank 0: F0\nrank 1: 1F0",

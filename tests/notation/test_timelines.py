@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.strategies import schedule_or_reject
 
 from penstock.cluster import Cluster
 from penstock.costs import StageCosts
@@ -22,7 +23,7 @@ from penstock.notation.timelines import (
     timeline_from_json,
     timeline_to_json,
 )
-from penstock.schedules import SCHEDULES, named_schedule, one_f_one_b
+from penstock.schedules import SCHEDULES, one_f_one_b
 from penstock.simulator import simulate
 from penstock.timeline import Span, Timeline
 
@@ -54,12 +55,10 @@ def test_the_file_of_the_smallest_pipeline() -> None:
 
 
 @given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 5), st.integers(1, 8), seconds, seconds, seconds)
-def test_timelines_come_back_exactly(
-    name: str, p: int, m: int, forward: float, grad: float, latency: float
-) -> None:
+def test_timelines_come_back_exactly(name: str, p: int, m: int, forward: float, grad: float, latency: float) -> None:
     costs = StageCosts(forward=forward, input_grad=grad, activation_bytes=1.5, boundary_bytes=8)
     cluster = Cluster.uniform(p, latency_seconds=latency, bytes_per_second=100)
-    timeline = simulate(named_schedule(name, num_ranks=p, num_microbatches=m), costs, cluster)
+    timeline = simulate(schedule_or_reject(name, p, m), costs, cluster)
     assert timeline_from_json(timeline_to_json(timeline)) == timeline
 
 

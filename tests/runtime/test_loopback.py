@@ -30,7 +30,7 @@ def test_a_send_is_done_only_once_its_receive_is_posted():
             pending.wait()
             assert pending.done()
             return 0
-        posted.wait()
+        posted.wait(5)
         buffer = number(0)
         transport.recv(DOWN, buffer).wait()
         return float(buffer)

@@ -41,8 +41,7 @@ def test_torchs_own_generator_is_put_back():
 
 
 def test_every_part_of_the_key_counts():
-    keys = [{"step": 1, "microbatch": 1, "layer": 11}, {"step": 1, "microbatch": 11, "layer": 1}]
-    keys += [{"step": 11, "microbatch": 1, "layer": 1}, {"step": 0, "microbatch": 0, "layer": 0}]
+    keys = [{"step": s, "microbatch": i, "layer": k} for s in (0, 1, 11) for i in (0, 1, 11) for k in (0, 1, 11)]
     seeds = {layer_seed(seed, **key) for seed in (0, 1, 10) for key in keys}
-    assert len(seeds) == 12
+    assert len(seeds) == 3 * 27
     assert all(0 <= seed < 2**63 for seed in seeds)

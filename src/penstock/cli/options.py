@@ -7,9 +7,9 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from penstock.errors import NotationError, ScheduleError, UserError
+from penstock.errors import ScheduleError, UserError
 from penstock.ir.schedule import Schedule
-from penstock.notation import parse_grid, schedule_from_json
+from penstock.notation import load_schedule
 from penstock.schedules import named_schedule
 from penstock.schedules.registry import ALIASES, SCHEDULES
 
@@ -24,20 +24,14 @@ _NUM_RANKS, _NUM_MICROBATCHES = 4, 8
 # The constructors are named, because tyro would offer "None" as a value and explain why a word is not None.
 Ranks = Annotated[
     int | None,
-    tyro.conf.arg(
-        aliases=["-p"], metavar="INT", constructor=int, help_behavior_hint=f"(default: {_NUM_RANKS})"
-    ),
+    tyro.conf.arg(aliases=["-p"], metavar="INT", constructor=int, help_behavior_hint=f"(default: {_NUM_RANKS})"),
 ]
 Microbatches = Annotated[
     int | None,
-    tyro.conf.arg(
-        aliases=["-m"], metavar="INT", constructor=int, help_behavior_hint=f"(default: {_NUM_MICROBATCHES})"
-    ),
+    tyro.conf.arg(aliases=["-m"], metavar="INT", constructor=int, help_behavior_hint=f"(default: {_NUM_MICROBATCHES})"),
 ]
 OutputFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE", constructor=Path, help_behavior_hint="")]
-OptionalSeconds = Annotated[
-    float | None, tyro.conf.arg(metavar="FLOAT", constructor=float, help_behavior_hint="")
-]
+OptionalSeconds = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", constructor=float, help_behavior_hint="")]
 
 
 def parse(options: type[Options], argv: list[str], *, command: str) -> Options:
@@ -63,25 +57,11 @@ def read_schedule(subject: str, *, num_ranks: int | None, num_microbatches: int 
             return named_schedule(subject, num_ranks=1, num_microbatches=1)
         except ScheduleError as error:
             raise ScheduleError(f"{error}. Nor is there a file of that name") from None
-    schedule = _read_file(path)
+    schedule = load_schedule(path)
     for option, asked, found in (
         ("-p", num_ranks, schedule.num_ranks),
         ("-m", num_microbatches, schedule.num_microbatches),
     ):
         if asked not in (None, found):
-            raise UserError(
-                f"{option} {asked} contradicts {path}, which has {found}; leave {option} out for a file"
-            )
+            raise UserError(f"{option} {asked} contradicts {path}, which has {found}; leave {option} out for a file")
     return schedule
-
-
-def _read_file(path: Path) -> Schedule:
-    try:
-        text = path.read_text(encoding="utf-8")
-        return schedule_from_json(text) if text.lstrip().startswith("{") else parse_grid(text)
-    except OSError as error:
-        raise NotationError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise NotationError(f"{path} is not text; a schedule is JSON or a text grid") from None
-    except UserError as error:
-        raise NotationError(f"{path}: {error}") from None

@@ -36,9 +36,7 @@ def run(argv: list[str]) -> int:
     missing = [name for name in (PLANNED, MEASURED) if name not in recording.timelines]
     if missing:
         held = ", ".join(recording.timelines) or "none"
-        raise NotationError(
-            f"{path} holds no {missing[0]} timeline (it holds: {held}); penstock train records both"
-        )
+        raise NotationError(f"{path} holds no {missing[0]} timeline (it holds: {held}); penstock train records both")
     console = Console()
     schedule = recording.schedule
     console.print(

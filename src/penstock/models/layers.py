@@ -37,9 +37,7 @@ def _check_plain(model: nn.Module) -> None:
     """Refuses a Sequential of the user's own make: what it adds to its layers would be lost in the cut."""
     name = type(model).__name__
     if isinstance(model, nn.Sequential) and type(model).forward is not nn.Sequential.forward:
-        raise ModelError(
-            f"{name} has a forward of its own, which its layers alone would not run; make it one layer"
-        )
+        raise ModelError(f"{name} has a forward of its own, which its layers alone would not run; make it one layer")
     own = [*model._parameters, *model._buffers]
     if own:
         raise ModelError(f"{name} itself holds {', '.join(own)}, in none of its layers; put them into a layer")

@@ -19,6 +19,8 @@ from penstock.errors import NotationError, ScheduleError
 from penstock.ir.placement import Placement
 from penstock.ir.schedule import Schedule, WeightRule
 from penstock.notation.cells import parse_op
+from penstock.notation.csv_files import schedule_from_csv
+from penstock.notation.grid import parse_grid
 
 FORMAT = "penstock.schedule"
 VERSION = 1
@@ -92,14 +94,22 @@ def schedule_from_json(text: str | bytes) -> Schedule:
 
 
 def load_schedule(path: str | Path) -> Schedule:
-    """Returns the schedule in the JSON file at `path`.
+    """Returns the schedule in the file at `path`: JSON, a text grid, or CSV where it is called `*.csv`.
 
     Raises:
         NotationError: the file cannot be read or does not hold a schedule; the message names the file.
     """
+    path = Path(path)
     try:
-        return schedule_from_json(Path(path).read_bytes())
+        data = path.read_bytes()
+        if path.suffix == ".json" or data.lstrip().startswith(b"{"):
+            return schedule_from_json(data)
+        if path.suffix == ".csv":
+            return schedule_from_csv(data.decode(), name=path.stem)
+        return parse_grid(data.decode())
     except OSError as error:
         raise NotationError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise NotationError(f"{path} is not text; a schedule is JSON, a text grid or CSV") from None
     except NotationError as error:
         raise NotationError(f"{path}: {error}") from None

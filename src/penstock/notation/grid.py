@@ -20,6 +20,7 @@ from penstock.ir.dependencies import Value, consumed, produced
 from penstock.ir.ops import COMPUTE, Op
 from penstock.ir.placement import Placement
 from penstock.ir.schedule import Schedule, WeightRule
+from penstock.ir.steps import awaited_gradients
 from penstock.notation.cells import cell, parse_op
 
 _IDLE, _PAIRED, _ATTACHED = ".", "+", ","
@@ -51,6 +52,7 @@ def slots(schedule: Schedule) -> list[list[int]]:
     The two ops of a pair share a slot; OFFLOAD and RELOAD share that of the op before them.
     """
     done: dict[Value, int] = {}
+    awaited = awaited_gradients(schedule)
     rows: list[list[int]] = [[] for _ in schedule.ranks]
     pairs = [frozenset(starts) for starts in schedule.overlapped] or [frozenset[int]()] * schedule.num_ranks
     moved = True
@@ -60,7 +62,8 @@ def slots(schedule: Schedule) -> list[list[int]]:
             row = rows[rank]
             while len(row) < len(ops):
                 group = _group(ops, len(row), pairs[rank])
-                needs = [done.get(value) for op in group for value in consumed(op, schedule.num_stages)]
+                values = (value for op in group for value in consumed(op, schedule.num_stages))
+                needs = [done.get(value) for value in (*values, *awaited.get(group[0], ()))]
                 if None in needs:
                     break
                 start = _next_slot(row, group)
@@ -143,7 +146,7 @@ def _header(schedule: Schedule) -> str:
 
 
 def _parse_header(line: str) -> tuple[str, dict[str, str]]:
-    with_keepers = line.split()[-1].startswith(f"{_KEEPERS}=")
+    with_keepers = line.rsplit(maxsplit=1)[-1].startswith(f"{_KEEPERS}=")
     name, *pairs = line.rsplit(maxsplit=len(_HEADER) + with_keepers)  # from the right: a name may have spaces
     fields = dict(pair.partition("=")[::2] for pair in pairs)
     for key in fields:

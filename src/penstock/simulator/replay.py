@@ -10,7 +10,6 @@ program becomes rows in an order in which every row's predecessors stand before 
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from penstock.ir.program import Program
 from penstock.simulator.events import simulate
 
 Times = npt.NDArray[np.float64]
+_Place = tuple[int, Op | None]
 _NOTHING = 0
 """Row 0 stands for what is there from the start: it ends at time 0."""
 
@@ -72,7 +72,7 @@ class Replay:
         return float(self._kernel(*self._rows, seconds, busy, latency))
 
     def _tables(self, costs: StageCosts, cluster: Cluster) -> tuple[Times, Times, Times]:
-        """Returns the seconds of every kind of op, stage and rank; busy and latency seconds of every kind of message."""
+        """Returns the seconds of every kind of op, stage and rank, then how long messages keep a link and lag behind."""
         num_stages = self.program.schedule.num_stages
         of_kind, boundary = costs.seconds(num_stages), costs.per_stage("boundary_bytes", num_stages)
         links = [(cluster.link(channel.source, channel.target), stage) for channel, stage in self._message_keys]
@@ -82,7 +82,8 @@ class Replay:
             of_kind[kind][stage] / cluster.devices[rank].speed if kind in of_kind else 0
             for kind, stage, rank in self._op_keys
         ]
-        return np.array(seconds, float), np.array(busy, float), np.array([link.latency_seconds for link, _ in links], float)
+        latency = [link.latency_seconds for link, _ in links]
+        return np.array(seconds, float), np.array(busy, float), np.array(latency, float)
 
     def _check_links(self, busy: list[float]) -> None:
         """Refuses costs under which channels would queue for one link in an order that depends on them."""
@@ -93,8 +94,8 @@ class Replay:
         shared = next((link for link, users in channels.items() if len(users) > 1), None)
         if shared is not None:
             raise ScheduleError(
-                f"messages of several channels queue for the link from rank {shared[0]} to rank {shared[1]}; use simulate "
-                "for this cluster, or a link with latency only"
+                f"messages of several channels queue for the link from rank {shared[0]} to rank {shared[1]}; use "
+                "simulate for this cluster, or a link with latency only"
             )
 
 
@@ -105,7 +106,7 @@ class _Compiler:
         self.program = program
         self.op_keys: dict[tuple[OpKind, int, int], int] = {}
         self.message_keys: dict[tuple[Channel, int], int] = {}
-        self.row_of_op: dict[tuple[int, Op], int] = {}
+        self.row_of_op: dict[_Place, int] = {}
         self.row_of_message: dict[Value, int] = {}
         self.last_on_channel: dict[Channel, int] = {}
         self.sent_after, self.received_after = _neighbours(program)
@@ -147,9 +148,6 @@ def _value(channel: Channel, taker: Op) -> Value:
     return carried(Transfer(kind, *taker[1:4], channel))
 
 
-_Place = tuple[int, Op | None]
-
-
 def _neighbours(program: Program) -> tuple[dict[Value, _Place], dict[Value, _Place]]:
     """Returns for every message the op before its send on the sender, and the op before its receive."""
     sent: dict[Value, _Place] = {}
@@ -164,7 +162,7 @@ def _neighbours(program: Program) -> tuple[dict[Value, _Place], dict[Value, _Pla
     return sent, received
 
 
-def _sweep(
+def _sweep(  # noqa: PLR0913  # arrays side by side: what a compiler of numeric code takes
     is_message: Any, before: Any, message: Any, link: Any, cost: Any, seconds: Any, busy: Any, latency: Any
 ) -> float:
     """Returns the latest end: one pass over rows whose predecessors stand before them."""

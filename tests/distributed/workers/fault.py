@@ -39,7 +39,9 @@ class Layer(nn.Linear):
 
 join(own_store=len(arguments) > 2)
 torch.manual_seed(0)
-pipe = ps.Pipeline(nn.Sequential(*(Layer(6, 6) for _ in range(num_ranks))), mse, num_microbatches=4, timeout_seconds=20)
+pipe = ps.Pipeline(
+    nn.Sequential(*(Layer(6, 6) for _ in range(num_ranks))), mse, num_microbatches=4, timeout_seconds=300
+)
 data = torch.ones(8, 6), torch.ones(8, 6)
 for step in range(3):
     if step == 1 and what == "leave" and rank == culprit:
