@@ -53,7 +53,8 @@ def test_it_learns_far_more_than_how_often_a_byte_occurs(whole_run: Finished) ->
     assert told is not None
     assert float(told[1]) == pytest.approx(held_out[60], abs=5e-4)
     assert float(told[2]) == pytest.approx(entropy, abs=0.05)
-    assert "sample:\ndef " in whole_run.out
+    assert "sample:\nthe quick brown" in whole_run.out, "it goes on from the held-out text"
+    assert "held-out" not in whole_run.out.partition("sample:")[2], "the sample ends the output"
 
 
 def test_the_resolved_configuration_lies_beside_the_checkpoints(whole_run: Finished) -> None:

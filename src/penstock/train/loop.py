@@ -24,6 +24,7 @@ from penstock.train.resume import changes_of_curve, resume_path
 from penstock.train.state import resume_state, save_state
 
 _TRACED_STEPS = 20
+_PROMPT_BYTES = 16
 
 
 def train(config: Config, me: Worker) -> None:
@@ -54,11 +55,11 @@ def train(config: Config, me: Worker) -> None:
             raise
     seconds = time.perf_counter() - begin
     _report(config, pipe, journal, checkpoint=checkpoint)
-    _show_sample(config, pipe, journal)
     journal.say(
         f"held-out loss {loss:.3f} nats per byte ({loss / math.log(2):.2f} bits); byte unigram entropy "
         f"{unigram_entropy(corpus):.3f}; trained in {seconds:.0f} s"
     )
+    _show_sample(config, corpus, pipe, journal)
     pipe.close()
 
 
@@ -140,13 +141,13 @@ def _report(config: Config, pipe: Pipeline, journal: Journal, *, checkpoint: Pat
     journal.say("\n".join(f"{name + ':':20}{path}" for name, path in places.items()))
 
 
-def _show_sample(config: Config, pipe: Pipeline, journal: Journal) -> None:
-    """Prints text that the model makes up. Every rank calls it."""
+def _show_sample(config: Config, corpus: Corpus, pipe: Pipeline, journal: Journal) -> None:
+    """Prints how the model goes on from the first bytes of the held-out text. Every rank calls it."""
     if not config.log.sample_bytes:
         return
     sample = generate(
         pipe,
-        b"def ",
+        corpus.held_out[:_PROMPT_BYTES].tobytes(),
         num_bytes=config.log.sample_bytes,
         context=config.model.context,
         seed=config.run.seed,
