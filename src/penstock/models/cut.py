@@ -83,21 +83,3 @@ class CutModel:
                     )
                 stages[name] = stage
         return stages
-
-
-def cut(model: Any) -> CutModel:
-    """Returns `model` as named layers, by the front-end that knows its type.
-
-    Raises:
-        ModelError: no front-end can cut it; the message says what can be cut.
-    """
-    from penstock.models.layers import from_layers
-
-    if isinstance(model, CutModel):
-        return model
-    if isinstance(model, nn.Sequential | nn.ModuleList | list | tuple):
-        return from_layers(model)
-    raise ModelError(
-        f"a {type(model).__name__} cannot be cut into stages; give an nn.Sequential or a list of modules, each of "
-        "which takes what the one before returns"
-    )

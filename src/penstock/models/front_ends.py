@@ -1,0 +1,33 @@
+"""Which front-end cuts which kind of model. A new one is a row in the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from penstock.errors import ModelError
+from penstock.models.cut import CutModel
+from penstock.models.layers import from_layers
+
+FRONT_ENDS: dict[tuple[type, ...], Callable[[Any], CutModel]] = {
+    (CutModel,): lambda model: model,
+    (nn.Sequential, nn.ModuleList, list, tuple): from_layers,
+}
+"""Kinds of model -> the function that gives their layers; the first row that fits is taken."""
+
+
+def cut(model: Any) -> CutModel:
+    """Returns `model` as named layers, by the front-end that knows its type.
+
+    Raises:
+        ModelError: no front-end can cut it; the message says what can be cut.
+    """
+    for kinds, front_end in FRONT_ENDS.items():
+        if isinstance(model, kinds):
+            return front_end(model)
+    raise ModelError(
+        f"a {type(model).__name__} cannot be cut into stages; give an nn.Sequential or a list of modules, each of "
+        "which takes what the one before returns"
+    )
