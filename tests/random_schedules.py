@@ -1,6 +1,7 @@
 """Random placements and schedules for properties, from a dependency table of the tests' own."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 
 from hypothesis import strategies as st
@@ -26,14 +27,18 @@ def needs_of(ops: set[Op]) -> Needs:
             before = [op._replace(stage=op.stage - 1)]
         elif op.kind is W:
             before = [op._replace(kind=I)]
+        elif op.kind is OpKind.OFFLOAD:
+            before = [op._replace(kind=F)]
+        elif op.kind is OpKind.RELOAD:
+            before = [op._replace(kind=OpKind.OFFLOAD)]
         else:
-            before = [op._replace(kind=F), backward(op.stage + 1, op)]
+            before = [op._replace(kind=F), op._replace(kind=OpKind.RELOAD), backward(op.stage + 1, op)]
         needs[op] = [other for other in before if other is not None and other in ops]
     return needs
 
 
 def runs_to_its_end(schedule: Schedule) -> bool:
-    """Whether the orders of the ranks and the dependencies together have no cycle."""
+    """Whether the orders of the ranks and the dependencies together have no cycle; a pair starts as one."""
     needs = needs_of({op for _, _, op in schedule.ops()})
     done: set[Op] = set()
     at = [0] * schedule.num_ranks
@@ -41,9 +46,13 @@ def runs_to_its_end(schedule: Schedule) -> bool:
     while moved:
         moved = False
         for rank, ops in enumerate(schedule.ranks):
-            while at[rank] < len(ops) and all(other in done for other in needs[ops[at[rank]]]):
-                done.add(ops[at[rank]])
-                at[rank] += 1
+            pairs = schedule.overlapped[rank] if schedule.overlapped else ()
+            while at[rank] < len(ops):
+                together = ops[at[rank] : at[rank] + (2 if at[rank] in pairs else 1)]
+                if not all(other in done for op in together for other in needs[op]):
+                    break
+                done.update(together)
+                at[rank] += len(together)
                 moved = True
     return all(count == len(ops) for count, ops in zip(at, schedule.ranks, strict=True))
 
@@ -116,6 +125,22 @@ def any_schedules(draw: st.DrawFn) -> Schedule:
 
 
 def with_ranks(schedule: Schedule, rows: list[list[Op]]) -> Schedule:
-    """Returns `schedule` with these ops."""
-    ranks = tuple(tuple(row) for row in rows)
-    return Schedule(schedule.name, schedule.placement, schedule.num_microbatches, ranks, schedule.weight_rule)
+    """Returns `schedule` with these ops, and without pairs."""
+    return replace(schedule, ranks=tuple(tuple(row) for row in rows), overlapped=())
+
+
+@st.composite
+def paired_schedules(draw: st.DrawFn) -> Schedule:
+    """Schedules that run, with neighbours of theirs made pairs: most run with these as well, some do not."""
+    schedule = draw(valid_schedules(max_ranks=3))
+    random = Random(draw(st.integers(0, 2**32)))
+    overlapped = []
+    for ops in schedule.ranks:
+        pairs: list[int] = []
+        for at in range(len(ops) - 1):
+            kinds = {ops[at].kind, ops[at + 1].kind}
+            free = not pairs or pairs[-1] < at - 1
+            if free and kinds in ({F, B}, {F, I}) and random.random() < 0.5:
+                pairs.append(at)
+        overlapped.append(tuple(pairs))
+    return replace(schedule, overlapped=tuple(overlapped))

@@ -23,6 +23,12 @@ def test_a_full_backward_is_both_halves_unless_it_was_measured() -> None:
     assert StageCosts(input_grad=1, weight_grad=1, backward=1.5).seconds(2)[OpKind.B] == (1.5, 1.5)
 
 
+def test_a_pair_takes_what_its_ops_take_unless_it_was_measured() -> None:
+    assert StageCosts(forward=[1, 2], backward=5).per_stage("overlapped", 2) == (6, 7)
+    assert StageCosts(forward=[1, 2], backward=5).overlap_saves(2) == (0, 0)
+    assert StageCosts(forward=[1, 2], backward=5, overlapped=5.5).overlap_saves(2) == (0.5, 1.5)
+
+
 def test_every_timed_kind_has_its_seconds() -> None:
     costs = StageCosts(forward=1, backward=2, input_grad=3, weight_grad=4, optimizer_step=5, reduce_grad=6)
     assert {kind.name: seconds for kind, seconds in costs.seconds(1).items()} == {
@@ -45,7 +51,7 @@ def test_equal_costs_are_equal_and_hash_alike() -> None:
     assert hash(StageCosts(forward=[1, 2])) == hash(StageCosts(forward=(1, 2)))
 
 
-FIELDS = ["forward", "backward", "parameter_bytes", "boundary_bytes"]
+FIELDS = ["forward", "backward", "overlapped", "parameter_bytes", "boundary_bytes"]
 
 
 @pytest.mark.parametrize("field", FIELDS)

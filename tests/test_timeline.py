@@ -78,6 +78,20 @@ def test_an_input_gradient_frees_the_activations_and_a_weight_gradient_nothing()
     assert timeline.peak_activations == (1,)
 
 
+def test_what_is_offloaded_counts_where_it_is_and_on_both_ranks_under_way() -> None:
+    """Rank 0 runs F0 F1 B0 B1; F0's activations are with rank 1 from 2 to 6, each way taking 1."""
+    ops = [(F, 0, 0, 1), (F, 1, 3, 4), (B, 1, 4, 5), (B, 0, 7, 8)]
+    spans = tuple(Span(0, Op(kind, 0, number), start, end) for kind, number, start, end in ops)
+    moves = (
+        Transmission(Channel(0, 1, OpKind.OFFLOAD), Op(OpKind.OFFLOAD, 0, 0), 2, 3),
+        Transmission(Channel(1, 0, OpKind.RELOAD), Op(OpKind.RELOAD, 0, 0), 5, 6),
+    )
+    assert Timeline(2, spans).peak_activations == (2, 0)
+    assert Timeline(2, spans, transmissions=moves).peak_activations == (1, 1)
+    late = (moves[0]._replace(end=3.5), moves[1])
+    assert Timeline(2, spans, transmissions=late).peak_activations == (2, 1), "it had not left when F1 began"
+
+
 def test_forwards_alone_hold_nothing() -> None:
     assert Timeline(1, tuple(Span(0, Op(F, 0, at), at, at + 1) for at in range(3))).peak_activations == (0,)
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
-from operator import add
+from operator import add, sub
 from statistics import median
 
 from penstock.errors import UserError
@@ -29,12 +29,18 @@ class StageCosts:
         input_grad: seconds of I.
         weight_grad: seconds of W.
         backward: seconds of B; None means input_grad + weight_grad.
+        overlapped: seconds of F and B of the stage as an overlapped pair; None means forward + backward. Between two
+            stages a pair saves the mean of what it saves on each, and it never takes less than its longer op.
         optimizer_step: seconds of S.
         reduce_grad: seconds of the stage's gradient reduction.
-        parameter_bytes: the stage's parameters.
-        activation_bytes: what F keeps for B or I.
+        parameter_bytes: the stage's parameters, one version of them.
+        gradient_bytes: the stage's weight gradients.
+        optimizer_bytes: the optimizer's state for the stage.
+        activation_bytes: what F keeps for B or I, beside its input, which stays in its receive buffer.
         deferred_bytes: what I keeps for W.
         boundary_bytes: the stage's output, which is also the size of the gradient that comes back.
+        overlapped: seconds of F and B of the stage as an overlapped pair; None means forward + backward. A pair of two
+            stages saves the mean of what it would save on each, and none takes less than its longer op.
 
     Raises:
         UserError: a cost that is negative, infinite or not a number, or lists of different lengths.
@@ -50,12 +56,15 @@ class StageCosts:
     activation_bytes: PerStage = 0
     deferred_bytes: PerStage = 0
     boundary_bytes: PerStage = 0
+    gradient_bytes: PerStage = 0
+    optimizer_bytes: PerStage = 0
+    overlapped: PerStage | None = None
 
     def __post_init__(self) -> None:
         lengths = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is None and field.name == "backward":
+            if value is None and field.name in _SUMS:
                 continue
             if isinstance(value, Sequence) and not isinstance(value, str | bytes):
                 object.__setattr__(self, field.name, tuple(value))
@@ -65,9 +74,7 @@ class StageCosts:
             else:
                 _check(field.name, value)
         if len(set(lengths.values())) > 1:
-            raise UserError(
-                f"costs are given for different numbers of stages: {lengths}; give one number a stage"
-            )
+            raise UserError(f"costs are given for different numbers of stages: {lengths}; give one number a stage")
 
     def per_stage(self, field: str, num_stages: int) -> tuple[float, ...]:
         """Returns the named cost of each of `num_stages` stages.
@@ -77,21 +84,26 @@ class StageCosts:
         """
         value = getattr(self, field)
         if value is None:
-            input_grad = self.per_stage("input_grad", num_stages)
-            weight_grad = self.per_stage("weight_grad", num_stages)
-            return tuple(map(add, input_grad, weight_grad))
+            first, second = _SUMS[field]
+            return tuple(map(add, self.per_stage(first, num_stages), self.per_stage(second, num_stages)))
         if not isinstance(value, tuple):
             return (value,) * num_stages
         if len(value) != num_stages:
-            raise UserError(
-                f"{field} has {len(value)} values for {num_stages} stages; give one number a stage"
-            )
+            raise UserError(f"{field} has {len(value)} values for {num_stages} stages; give one number a stage")
         return value
 
     def seconds(self, num_stages: int) -> dict[OpKind, tuple[float, ...]]:
         """Returns for each kind of op that takes time its seconds on every stage."""
         return {kind: self.per_stage(field, num_stages) for kind, field in _SECONDS.items()}
 
+    def overlap_saves(self, num_stages: int) -> tuple[float, ...]:
+        """Returns for each stage the seconds that F and B save by running as an overlapped pair."""
+        apart = map(add, self.per_stage("forward", num_stages), self.per_stage("backward", num_stages))
+        return tuple(map(sub, apart, self.per_stage("overlapped", num_stages)))
+
+
+_SUMS = {"backward": ("input_grad", "weight_grad"), "overlapped": ("forward", "backward")}
+"""Costs that may be None -> the two costs whose sum they are then."""
 
 _SECONDS = {
     OpKind.F: "forward",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple
 
 from penstock.ir.ops import Channel, Op, OpKind
@@ -109,7 +110,13 @@ class Timeline:
 
     @cached_property
     def peak_activations(self) -> tuple[int, ...]:
-        """The most microbatches of one stage chunk that each rank held between F and B or I."""
+        """The most microbatches of one stage chunk that each rank held between F and B or I.
+
+        Offloaded ones count on the rank that keeps them, and on both while they are under way.
+        """
+        copies = [message for message in self.transmissions if message.channel.kind in _COPIES]
+        if copies:
+            return _peaks_with_copies(self.by_rank, copies)
         return tuple(_peak(row) for row in self.by_rank)
 
     @property
@@ -127,6 +134,19 @@ class Timeline:
 
 
 _HELD = {OpKind.F: +1, OpKind.B: -1, OpKind.I: -1}
+_COPIES = frozenset({OpKind.OFFLOAD, OpKind.RELOAD})
+
+
+def _peaks_with_copies(rows: tuple[tuple[Span, ...], ...], copies: list[Transmission]) -> tuple[int, ...]:
+    steps: list[list[tuple[float, int]]] = [[] for _ in rows]
+    for rank, row in enumerate(rows):
+        steps[rank] += ((span.start, +1) for span in row if span.op.kind == OpKind.F)
+        steps[rank] += ((span.end, -1) for span in row if span.op.kind in (OpKind.B, OpKind.I))
+    for (source, target, _), _, start, end in copies:
+        steps[source].append((end, -1))
+        steps[target].append((start, +1))
+    # At equal times what leaves comes first: it made room for what arrives.
+    return tuple(max(accumulate((step for _, step in sorted(each)), initial=0)) for each in steps)
 
 
 def _peak(row: tuple[Span, ...]) -> int:

@@ -63,6 +63,14 @@ def test_a_rank_may_hold_no_stage_of_one_direction() -> None:
     assert placement.num_chunks == 2
 
 
+def test_a_rank_in_several_rows_holds_its_stage_once_and_other_ranks_are_its_copies() -> None:
+    placement = Placement.replicas((0, 3), (1, 4), (2, 3), (0, 4), (1, 3), (2, 4))
+    assert [placement.owners(stage) for stage in range(2)] == [(0, 1, 2), (3, 4)]
+    assert [placement.held(rank) for rank in range(5)] == [(0,), (0,), (0,), (1,), (1,)]
+    assert Placement.replicas((0, 1, 1), (1, 0, 1)).held(1) == (0, 1, 2)
+    assert Placement.v_shaped(2).held(1) == (1, 2)
+
+
 def test_equal_tables_are_equal_placements() -> None:
     assert Placement.replicas([0, 1]) == Placement.looped(2)
     assert hash(Placement.replicas([0, 1])) == hash(Placement.looped(2))

@@ -3,14 +3,14 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.brute_force import CAPACITIES, correct
-from tests.random_schedules import any_schedules, placements, valid_schedules
+from tests.random_schedules import any_schedules, paired_schedules, placements, valid_schedules
 
 from penstock import Op, OpKind, Placement, Program, Schedule, lower, parse_grid, verify
 from penstock.ir import COMPUTE, NO_MICROBATCH
-from penstock.schedules import SCHEDULES, forward_only, gpipe, named_schedule, one_f_one_b
+from penstock.schedules import SCHEDULES, chimera, dualpipe, forward_only, gpipe, named_schedule, one_f_one_b
 
 SIZES = {"num_ranks": st.integers(1, 5), "num_microbatches": st.integers(1, 8)}
 
@@ -120,9 +120,70 @@ def test_gradients_are_reduced_right_after_the_last_op_that_adds_to_them() -> No
         assert row[after] == Op(OpKind.B, rank, 3)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+def test_nothing_stands_between_the_ops_of_a_pair() -> None:
+    """The receives of both come before it; the sends of both, and the reduction behind the last B, after it."""
+    program = lower(
+        parse_grid("""
+            pairs p=2 m=2 weights=flush placement=0,1
+            rank 0: F0 F1 B0 B1
+            rank 1: F0 F1+B0 B1
+        """)
+    )
+    assert texts(program)[1] == "1RECV_F0 1RECV_F1 1F0 1F1 1B0 1SEND_B0 1B1 1SEND_B1"
+    ends = lower(
+        parse_grid("""
+            ends p=3 m=3 weights=flush placement=0,1,2
+            rank 0: F0 F1 F2 B0 B1 B2
+            rank 1: F0 F1+B0 F2 B1 B2
+            rank 2: F0 B0 F1 B1 F2 B2
+        """)
+    )
+    assert texts(ends)[1] == (
+        "1RECV_F0 1RECV_F1 1RECV_B0 1F0 1SEND_F0 1RECV_F2 1RECV_B1 1F1 1B0 1SEND_F1 1SEND_B0 1F2 1SEND_F2 "
+        "1RECV_B2 1B1 1SEND_B1 1B2 1SEND_B2"
+    )
+
+
+@given(schedule=paired_schedules())
+@settings(max_examples=50)
+def test_pairs_stay_side_by_side_in_every_program(schedule: Schedule) -> None:
+    program = lower(schedule, reduce_gradients=True)
+    assert compute_ops(program) == schedule.ranks
+    for row, starts, pairs in zip(program.ranks, program.pairs, schedule.overlapped or program.pairs, strict=True):
+        assert len(starts) == len(pairs)
+        assert all(isinstance(entry, Op) for start in starts for entry in row[start : start + 2])
+
+
+def test_a_reduction_waits_for_the_end_of_its_pair() -> None:
+    program = lower(
+        parse_grid("""
+            both p=2 m=2 weights=flush placement=0,1/1,0
+            rank 0: F0 B0+F1@1 B1@1
+            rank 1: F0 B0 F1@1 B1@1
+        """)
+    )
+    assert texts(program)[0].endswith("0B0 1F1@1 0REDUCE_GRAD 1B1@1 1SEND_B1@1 1REDUCE_GRAD@1")
+
+
+def test_gradients_of_two_directions_are_reduced_as_soon_as_they_are_complete() -> None:
+    """On rank 0 of Chimera, stage 3 of the way up is done long before stage 0 of the way down."""
+    first = [entry for entry in lower(chimera(4, 4)).ranks[0] if isinstance(entry, Op)]
+    assert " ".join(map(str, first)).endswith("3F3@1 3B3@1 3REDUCE_GRAD@1 0B0 0B1 0REDUCE_GRAD")
+
+
+def test_both_owners_of_two_stages_reduce_them_in_the_same_order() -> None:
+    """Otherwise two reductions that block would wait for each other."""
+    for schedule in (chimera(4, 8), chimera(8, 8), chimera(8, 8, num_replicas=4), dualpipe(4, 8), dualpipe(8, 18)):
+        rows = [[entry.stage for entry in row if entry.kind is OpKind.REDUCE_GRAD] for row in lower(schedule).ranks]
+        assert all(row == sorted(row, reverse=True) for row in rows)
+
+
+ONE_COPY = [name for name in SCHEDULES if name not in ("chimera", "dualpipe")]
+
+
+@pytest.mark.parametrize("name", ONE_COPY)
 def test_one_copy_of_the_model_reduces_only_when_asked(name: str) -> None:
-    schedule = named_schedule(name, num_ranks=2, num_microbatches=2)
+    schedule = named_schedule(name, num_ranks=2, num_microbatches=4)
     kinds = {entry.kind for _, _, entry in lower(schedule).instructions()}
     assert OpKind.REDUCE_GRAD not in kinds
 

@@ -77,7 +77,7 @@ HAND_MADE = {
     """,
     "overlapped pairs of two directions": """
         pairs p=2 m=4 weights=flush placement=0,1/1,0
-        rank 0: F0   F2@1 F1   B2@1 F3@1+I0 B3@1 I1 W0 W1
+        rank 0: F0   F2@1 F1   B2@1 F3@1+I0 B3@1 I1   W0   W1
         rank 1: F2@1 F0   F3@1 B0   F1+I2@1 B1   I3@1 W2@1 W3@1
     """,
     "offloads": """

@@ -49,6 +49,12 @@ def test_costs_of_another_size_are_refused() -> None:
         Replay(ps.lower(ps.gpipe(2, 2))).makespan(ps.StageCosts(forward=[1, 2, 3]))
 
 
+@pytest.mark.parametrize(("schedule", "said"), [(ps.dualpipe(2, 4), "overlaps ops"), (ps.bpipe(4, 4), "offloads")])
+def test_pairs_and_offloads_are_refused(schedule: ps.Schedule, said: str) -> None:
+    with pytest.raises(ScheduleError, match=f"{schedule.name} {said}.*; use simulate for it"):
+        Replay(ps.lower(schedule))
+
+
 def test_the_sweep_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penstock.simulator.replay._kernel", lambda: _sweep)
     assert Replay(ps.lower(ps.one_f_one_b(3, 4))).makespan(ps.StageCosts(forward=1, backward=2)) == (4 + 3 - 1) * 3

@@ -109,7 +109,7 @@ def test_the_rings_of_one_f_one_b_do_not_grow_with_the_microbatches(num_ranks: i
 
 def test_every_channel_has_its_ring() -> None:
     for name in SCHEDULES:
-        program = lower(named_schedule(name, num_ranks=3, num_microbatches=4))
+        program = lower(named_schedule(name, num_ranks=4, num_microbatches=8))
         assert set(receive_slots(program)) == set(program.channels)
         for channel, ring in receive_slots(program).items():
             row = program.ranks[channel.target]

@@ -20,7 +20,7 @@ class OpKind(IntEnum):
     B = 1  # full backward: input gradient and weight gradient at once
     I = 2  # input gradient only (the zero-bubble paper's B)  # noqa: E741
     W = 3  # weight gradient only, of a microbatch whose I has run
-    S = 4  # optimizer step inside the program (asynchronous schedules)
+    S = 4  # optimizer step inside the program (asynchronous schedules), named after the last microbatch it applies
     SEND_F = 5  # a stage's output leaves for the next stage
     RECV_F = 6  # the receive of a stage's input is posted
     SEND_B = 7  # a stage's input gradient leaves for the previous stage

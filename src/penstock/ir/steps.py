@@ -4,7 +4,7 @@ An `S` applies what its rank has gathered for its stage since the `S` before: th
 B or W ran in between, in whichever row of the placement. Its microbatch is the last of them.
 
 Where several ranks hold a stage, their k-th steps belong together: the gradients are summed over these ranks first,
-so that all copies become the same version. An `S` therefore waits for the reduction of every other owner:
+so that all copies become the same version. An `S` therefore waits for what every other owner contributes:
 
     rank 0: B0 REDUCE_GRAD0 ──┬── S0
     rank 1: B1 REDUCE_GRAD1 ──┴── S1
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import NamedTuple
 
+from penstock.ir.dependencies import Value, ValueKind
 from penstock.ir.ops import Op, OpKind
 from penstock.ir.schedule import Schedule, WeightRule
 
@@ -81,13 +82,18 @@ def reduction(step: Op) -> Op:
     return step._replace(kind=OpKind.REDUCE_GRAD)
 
 
-def awaited_reductions(schedule: Schedule) -> dict[Op, tuple[tuple[int, Op], ...]]:
-    """Returns, for each S of a stage that several ranks hold, the `(rank, reduction)` of the other owners."""
+def contributed(reduced: Op) -> Value:
+    """Returns what a rank has given to the other owners of a stage once its reduction `reduced` has run."""
+    return Value(ValueKind.WEIGHT_GRAD, *reduced[1:])
+
+
+def awaited_gradients(schedule: Schedule) -> dict[Op, tuple[Value, ...]]:
+    """Returns, for each S of a stage that several ranks hold, the last gradients that the other owners contribute."""
     if schedule.weight_rule in SYNCHRONOUS or schedule.placement.num_replicas == 1:
         return {}
     steps = optimizer_steps(schedule)
     return {
-        step.op: tuple((other.rank, reduction(other.op)) for other in together if other is not step)
+        step.op: tuple(contributed(reduction(other.op)) for other in together if other is not step)
         for stage in range(schedule.num_stages)
         for together in rounds(schedule, stage, steps)
         if len(together) > 1

@@ -7,8 +7,8 @@
    all ranks under rendezvous semantics (a send ends when its receive is posted): when nobody can go on,
    every blocked sender gets its receive posted where the receiver stands. So a schedule without a cycle
    never deadlocks, whether the transport buffers or not.
-4. REDUCE_GRAD follows the last op that adds to its stage's gradients. Where a direction has no microbatch
-   that trains, it ends the rank's program: the stage's other owners still sum with this one.
+4. REDUCE_GRAD follows the last op that adds to its stage's gradients, or to those that an S applies. Where a
+   direction has no microbatch that trains, it ends the rank's program: the stage's other owners still sum with it.
 5. Nothing stands between the two ops of an overlapped pair: the receives of both are posted before it, the sends and
    reductions of both follow it.
 """
@@ -19,9 +19,8 @@ from penstock.ir.dependencies import TRAVELS, Value, consumed, message, produced
 from penstock.ir.ops import NO_MICROBATCH, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Instruction, Program
 from penstock.ir.schedule import Schedule, WeightRule
+from penstock.ir.steps import ADDS_GRADIENT, SYNCHRONOUS, optimizer_steps, reduction
 from penstock.lowering.posting import Incoming, post_receives
-
-_ADDS_GRADIENT = frozenset({OpKind.B, OpKind.W})
 
 
 def lower(schedule: Schedule, *, reduce_gradients: bool = False) -> Program:
@@ -33,27 +32,27 @@ def lower(schedule: Schedule, *, reduce_gradients: bool = False) -> Program:
     Args:
         schedule: the order of compute ops.
         reduce_gradients: add REDUCE_GRAD for data-parallel replicas. Schedules with several pipeline
-            directions always have it, between the owners of a stage.
+            directions, and replicated stages, always have it, between the owners of a stage.
     """
     makers = _makers(schedule)
     takers = {value: rank for rank, _, op in schedule.ops() for value in consumed(op, schedule.num_stages)}
-    reduce_gradients = reduce_gradients or schedule.placement.num_replicas > 1
+    reductions = _reductions(schedule, reduce_gradients)
     sending: list[list[Instruction]] = []
     for rank, ops in enumerate(schedule.ranks):
         entries: list[Instruction] = []
         after: list[Instruction] = []
-        last_use = _last_gradients(ops) if reduce_gradients else {}
         pairs = frozenset(schedule.overlapped[rank]) if schedule.overlapped else ()
         for position, op in enumerate(ops):
             entries.append(op)
             after.extend(_sends(op, rank, takers))
-            if last_use.get((op.stage, op.replica)) == position:
-                after.append(Op(OpKind.REDUCE_GRAD, op.stage, NO_MICROBATCH, op.replica))
+            if position in reductions[rank]:
+                after.append(reductions[rank][position])
             if position not in pairs:
                 entries.extend(after)
                 after.clear()
-        if reduce_gradients and schedule.weight_rule is not WeightRule.FROZEN:
-            held = (key for key in _held(schedule, rank) if key not in last_use)
+        if schedule.weight_rule is WeightRule.FLUSH and _reduces(schedule, reduce_gradients):
+            trained = {(reduced.stage, reduced.replica) for reduced in reductions[rank].values()}
+            held = (key for key in _held(schedule, rank) if key not in trained)
             entries.extend(Op(OpKind.REDUCE_GRAD, stage, NO_MICROBATCH, replica) for stage, replica in held)
         sending.append(entries)
     incoming = [_incoming(schedule, rank, makers, sending) for rank in range(schedule.num_ranks)]
@@ -121,5 +120,25 @@ def _held(schedule: Schedule, rank: int) -> list[tuple[int, int]]:
     ]
 
 
-def _last_gradients(ops: tuple[Op, ...]) -> dict[tuple[int, int], int]:
-    return {(op.stage, op.replica): position for position, op in enumerate(ops) if op.kind in _ADDS_GRADIENT}
+def _reduces(schedule: Schedule, reduce_gradients: bool) -> bool:
+    return reduce_gradients or schedule.placement.num_replicas > 1
+
+
+def _reductions(schedule: Schedule, reduce_gradients: bool) -> list[dict[int, Op]]:
+    """Returns per rank position -> the reduction that follows the op there."""
+    if not _reduces(schedule, reduce_gradients):
+        return [{} for _ in schedule.ranks]
+    if schedule.weight_rule in SYNCHRONOUS:
+        return [_last_gradients(ops) for ops in schedule.ranks]
+    found: list[dict[int, Op]] = [{} for _ in schedule.ranks]
+    for (rank, stage), taken in optimizer_steps(schedule).taken.items():
+        if reduce_gradients or (stage < schedule.num_stages and len(schedule.placement.owners(stage)) > 1):
+            found[rank].update((step.gradients[-1].position, reduction(step.op)) for step in taken if step.gradients)
+    return found
+
+
+def _last_gradients(ops: tuple[Op, ...]) -> dict[int, Op]:
+    last = {(op.stage, op.replica): position for position, op in enumerate(ops) if op.kind in ADDS_GRADIENT}
+    return {
+        position: Op(OpKind.REDUCE_GRAD, stage, NO_MICROBATCH, replica) for (stage, replica), position in last.items()
+    }

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import chain
 
 from penstock.ir.dependencies import Value, carried, consumed, produced
 from penstock.ir.ops import Channel, Op, OpKind, Transfer
 from penstock.ir.program import Instruction
 from penstock.ir.schedule import Schedule
+from penstock.ir.steps import awaited_gradients, contributed
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class _Walk:
         self.sent = dict.fromkeys(self.unposted, 0)
         self.arrived: set[Value] = set()
         self.taken = {carried(receive) for lane in self.unposted.values() for receive in lane}
+        self.awaited = awaited_gradients(schedule)
+        self.taken.update(chain.from_iterable(self.awaited.values()))
         pairs = [frozenset(starts) for starts in schedule.overlapped] or [frozenset[int]()] * len(sending)
         self.ranks = [
             _Rank(entries, _due(lanes), starts) for entries, lanes, starts in zip(sending, incoming, pairs, strict=True)
@@ -74,6 +78,8 @@ class _Walk:
             self.step(rank)
             if isinstance(entry, Transfer):
                 awake.append(entry.channel.target)
+            elif self.awaited and entry.kind == OpKind.REDUCE_GRAD:
+                awake.extend(range(len(self.ranks)))
 
     def step(self, rank: _Rank) -> None:
         entry = rank.entries[rank.at]
@@ -81,7 +87,9 @@ class _Walk:
         if isinstance(entry, Transfer):
             self.sent[entry.channel] = self.sent.get(entry.channel, 0) + 1
             self.arrived.add(carried(entry))
-        elif entry.kind != OpKind.REDUCE_GRAD:
+        elif entry.kind == OpKind.REDUCE_GRAD:
+            self.arrived.add(contributed(entry))
+        else:
             self.post_due(rank)
             rank.ops_done += 1
             rank.own.update(produced(entry))
@@ -90,7 +98,7 @@ class _Walk:
     def ready(self, rank: _Rank, op: Op) -> bool:
         if op.kind == OpKind.REDUCE_GRAD:
             return True
-        needs = consumed(op, self.num_stages)
+        needs = [*consumed(op, self.num_stages), *self.awaited.get(op, ())]
         if rank.ops_done in rank.pairs:
             second = rank.entries[rank.at + 1]
             assert isinstance(second, Op)

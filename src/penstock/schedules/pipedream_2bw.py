@@ -9,30 +9,27 @@ from penstock.schedules.asynchronous import check_per_version, without_flush
 from penstock.schedules.sizes import check_sizes
 
 
-def pipedream_2bw(
-    num_ranks: int, num_microbatches: int, *, microbatches_per_version: int | None = None
-) -> Schedule:
+def pipedream_2bw(num_ranks: int, num_microbatches: int, *, microbatches_per_version: int | None = None) -> Schedule:
     """Returns the schedule of Narayanan et al. 2021 (PipeDream-2BW, section 3.1: double-buffered weight updates).
 
-        rank 0: F0 F1 F2 .  .  B0 F3 B1 F4 B2 S2 F5 B3 .  .  B4 .  B5 S5
-        rank 1: .  F0 F1 .  B0 F2 B1 F3 B2 S2 F4 B3 .  F5 B4 .  B5 S5 .
-        rank 2: .  .  F0 B0 F1 B1 F2 B2 S2 F3 B3 F4 B4 .  F5 B5 S5 .  .
+        rank 0: F0 F1 F2 .  .  B0 F3 B1 F4 B2 S2 F5 B3 .  B4 .  B5 S5
+        rank 1: .  F0 F1 .  B0 F2 B1 F3 B2 S2 F4 B3 F5 B4 .  B5 S5 .
+        rank 2: .  .  F0 B0 F1 B1 F2 B2 S2 F3 B3 F4 B4 F5 B5 S5 .  .
 
-    A version is made of `microbatches_per_version` ≥ p microbatches, here 3. Those of version t use the weights of
-    version t-1 (the first: 0) on every stage, forward and backward: W(t+1) = W(t) - η∇f(W(t-1)), a staleness of
-    1 everywhere. No stage keeps more than two versions, and exactly two once a second is made of more.
+    Each step applies n = `microbatches_per_version` ≥ p microbatches, here 3. Those of step t (from 0) use version
+    t-1 on every stage, forward and backward: W(t+1) = W(t) - η∇f(W(t-1)), a staleness of 1 everywhere but in step 0,
+    which uses version 0 as step 1 does. Every stage keeps two versions; one where there is only one step.
 
-    Bubble time (p-1)·(F+B), once for all versions, as nothing drains between them; with S = 0 a makespan of
-    (m+p-1)·(F+B). Peak activations min(p-i, m) on rank i. Defined for every p ≥ 1 and every multiple m of
-    `microbatches_per_version`.
+    Makespan (m+p-1)·(F+B) + (m/n)·S: bubble time (p-1)·(F+B) once for all versions, as nothing drains between them.
+    Peak activations min(p-i, m) on rank i. Defined for every p ≥ 1, n ≥ p and every multiple m of n.
 
     Args:
         num_ranks: p.
         num_microbatches: m, of all versions together.
-        microbatches_per_version: None takes the smallest divisor of m that is at least p: the most versions.
+        microbatches_per_version: n; None takes the smallest divisor of m that is at least p: the most versions.
 
     Raises:
-        ScheduleError: p or m below 1, or versions of fewer than p microbatches, or m that is no multiple of them.
+        ScheduleError: a size below 1, n below p, or m that is no multiple of n.
     """
     check_sizes("pipedream_2bw", num_ranks=num_ranks, num_microbatches=num_microbatches)
     if num_microbatches < num_ranks:
@@ -46,8 +43,8 @@ def pipedream_2bw(
     check_sizes("pipedream_2bw", microbatches_per_version=per_version)
     if per_version < num_ranks:
         raise ScheduleError(
-            f"pipedream_2bw: microbatches_per_version={per_version} for num_ranks={num_ranks}; with fewer than p the "
-            f"two versions do not cover what is in flight, use at least {num_ranks}"
+            f"pipedream_2bw: microbatches_per_version={per_version} is less than num_ranks={num_ranks}; two versions "
+            f"cover what is in flight from one microbatch a rank on, use at least {num_ranks}"
         )
     check_per_version("pipedream_2bw", num_microbatches, per_version)
     ranks = tuple(

@@ -8,9 +8,26 @@ from typing import NamedTuple
 
 from penstock.errors import ScheduleError, nearest
 from penstock.ir.schedule import Schedule
+from penstock.schedules.bpipe import bpipe
+from penstock.schedules.breadth_first import breadth_first
+from penstock.schedules.chimera import chimera
+from penstock.schedules.dualpipe import dualpipe, dualpipe_v
+from penstock.schedules.eager_1f1b import eager_1f1b
+from penstock.schedules.gis import gis
 from penstock.schedules.gpipe import gpipe
+from penstock.schedules.interleaved_1f1b import interleaved_1f1b
 from penstock.schedules.naive import naive
 from penstock.schedules.one_f_one_b import one_f_one_b
+from penstock.schedules.pipedream import pipedream
+from penstock.schedules.pipedream_2bw import pipedream_2bw
+from penstock.schedules.pipemare import pipemare
+from penstock.schedules.v_blocks import v_half, v_min, v_zb
+from penstock.schedules.wave import wave
+from penstock.schedules.zb_auto import zb_auto
+from penstock.schedules.zb_h1 import zb_h1
+from penstock.schedules.zb_h2 import zb_h2
+from penstock.schedules.zb_v import zb_v
+from penstock.schedules.zb_v_greedy import zb_v_greedy
 
 
 @dataclass(frozen=True)
@@ -40,6 +57,28 @@ SCHEDULES: dict[str, Family] = {
     "naive": Family(lambda n: naive(n.num_ranks, n.num_microbatches)),
     "gpipe": Family(lambda n: gpipe(n.num_ranks, n.num_microbatches)),
     "one_f_one_b": Family(lambda n: one_f_one_b(n.num_ranks, n.num_microbatches)),
+    "eager_1f1b": Family(lambda n: eager_1f1b(n.num_ranks, n.num_microbatches)),
+    "interleaved_1f1b": Family(
+        lambda n: interleaved_1f1b(n.num_ranks, n.num_microbatches, num_chunks=n.num_chunks), 2, True
+    ),
+    "breadth_first": Family(lambda n: breadth_first(n.num_ranks, n.num_microbatches, num_chunks=n.num_chunks), 2, True),
+    "gis": Family(lambda n: gis(n.num_ranks, n.num_microbatches, num_chunks=n.num_chunks), 2, True),
+    "wave": Family(lambda n: wave(n.num_ranks, n.num_microbatches, num_chunks=n.num_chunks), 2, True),
+    "zb_h1": Family(lambda n: zb_h1(n.num_ranks, n.num_microbatches)),
+    "zb_h2": Family(lambda n: zb_h2(n.num_ranks, n.num_microbatches)),
+    "zb_auto": Family(lambda n: zb_auto(n.num_ranks, n.num_microbatches)),
+    "zb_v": Family(lambda n: zb_v(n.num_ranks, n.num_microbatches), 2),
+    "zb_v_greedy": Family(lambda n: zb_v_greedy(n.num_ranks, n.num_microbatches), 2),
+    "v_min": Family(lambda n: v_min(n.num_ranks, n.num_microbatches), 2),
+    "v_half": Family(lambda n: v_half(n.num_ranks, n.num_microbatches), 2),
+    "v_zb": Family(lambda n: v_zb(n.num_ranks, n.num_microbatches), 2),
+    "dualpipe": Family(lambda n: dualpipe(n.num_ranks, n.num_microbatches)),
+    "dualpipe_v": Family(lambda n: dualpipe_v(n.num_ranks, n.num_microbatches), 2),
+    "chimera": Family(lambda n: chimera(n.num_ranks, n.num_microbatches)),
+    "bpipe": Family(lambda n: bpipe(n.num_ranks, n.num_microbatches)),
+    "pipedream": Family(lambda n: pipedream(n.num_ranks, n.num_microbatches)),
+    "pipedream_2bw": Family(lambda n: pipedream_2bw(n.num_ranks, n.num_microbatches)),
+    "pipemare": Family(lambda n: pipemare(n.num_ranks, n.num_microbatches)),
 }
 """Every schedule by its one name."""
 
@@ -49,6 +88,22 @@ ALIASES = {
     "1f1b": "one_f_one_b",
     "pipedream_flush": "one_f_one_b",
     "dapple": "one_f_one_b",
+    "Interleaved1F1B": "interleaved_1f1b",
+    "LoopedBFS": "breadth_first",
+    "looped_bfs": "breadth_first",
+    "hanayo": "wave",
+    "DualPipe": "dualpipe",
+    "DualPipeV": "dualpipe_v",
+    "Chimera": "chimera",
+    "BPipe": "bpipe",
+    "ZB-H1": "zb_h1",
+    "ZB-H2": "zb_h2",
+    "ZB-1p": "zb_auto",
+    "ZB-V": "zb_v",
+    "ZBVZeroBubble": "zb_v",
+    "V-Min": "v_min",
+    "V-Half": "v_half",
+    "V-ZB": "v_zb",
 }
 """Names that users of other tools know -> ours."""
 
@@ -62,15 +117,11 @@ def canonical_name(name: str) -> str:
     plain = ALIASES.get(name, name.replace("-", "_"))
     if plain not in SCHEDULES:
         known = sorted(SCHEDULES)
-        raise ScheduleError(
-            f'unknown schedule "{name}".{nearest(plain, [*known, *ALIASES])} Known: {", ".join(known)}'
-        )
+        raise ScheduleError(f'unknown schedule "{name}".{nearest(plain, [*known, *ALIASES])} Known: {", ".join(known)}')
     return plain
 
 
-def named_schedule(
-    name: str, *, num_ranks: int, num_microbatches: int, num_chunks: int | None = None
-) -> Schedule:
+def named_schedule(name: str, *, num_ranks: int, num_microbatches: int, num_chunks: int | None = None) -> Schedule:
     """Returns the schedule called `name` at these sizes.
 
     Args:

@@ -57,13 +57,13 @@ def placed(terms: Terms, rules: Rules) -> Clock:
 def _warm_up(clock: Clock, rules: Rules) -> list[int]:
     """Returns how many F each rank adds before its first I: fewer than the rank before it, or all there are."""
     extra = [0] * clock.num_ranks
-    arrival = 0.0
-    seconds = clock.terms.seconds
-    for rank in range(clock.num_ranks - 1, -1, -1):
-        if rank + 1 < clock.num_ranks:
-            extra[rank] = _forwards_before(clock, rules, arrival, rank)
-        end = max(arrival, clock.free[rank] + extra[rank] * seconds[OpKind.F][rank])
-        arrival = end + seconds[OpKind.I][rank] + clock.terms.transfer[rank - 1]
+    seconds, last = clock.terms.seconds, clock.num_ranks - 1
+    end = clock.free[last] + seconds[OpKind.I][last]
+    for rank in range(last - 1, -1, -1):
+        arrival = end + clock.terms.transfer[rank]
+        extra[rank] = _forwards_before(clock, rules, arrival, rank)
+        end = clock.free[rank] + extra[rank] * seconds[OpKind.F][rank]
+        end = max(arrival, end) + seconds[OpKind.I][rank]
     everything = clock.terms.num_microbatches - 1
     for before, rank in pairwise(range(clock.num_ranks)):
         if extra[before] < everything:
@@ -85,25 +85,23 @@ def _forwards_before(clock: Clock, rules: Rules, arrival: float, rank: int) -> i
     return added
 
 
-def _ranks_with_a_forward(clock: Clock, rules: Rules) -> list[int]:
-    """Returns the ranks that place an F in this turn: from the first that goes without none before it does."""
+def _ranks_with_a_forward(clock: Clock, rules: Rules) -> range:
+    """Returns the ranks that place an F in this turn. Where one goes without, so do all before it."""
     first = 0
     for rank in range(clock.num_ranks):
         left = clock.forwards_left(rank)
         if not left or (rules.skip_forwards and _forward_holds_up(clock, rank)):
             first = rank + 1
-    return [rank for rank in range(first, clock.num_ranks)]
+    return range(first, clock.num_ranks)
 
 
 def _forward_holds_up(clock: Clock, rank: int) -> bool:
-    """Whether `rank` is so far ahead of the next that it can leave an F out, and is better off without."""
+    """Whether `rank` can leave an F out, being far enough ahead of the next, and has no gap for it that matters."""
     following, seconds, terms = rank + 1, clock.terms.seconds, clock.terms
     if following == clock.num_ranks or clock.count(OpKind.F, rank) < clock.count(OpKind.F, following) + 2:
         return False
     next_input_grad = clock.free[following] + seconds[OpKind.F][following] + seconds[OpKind.I][following]
     arrival = next_input_grad + terms.transfer[rank]
-    if clock.free[rank] >= arrival:
-        return True
     weights = 0
     while weights < clock.weights_left(rank) and clock.exceeds(rank, forwards=1, weights=weights):
         weights += 1
@@ -120,9 +118,9 @@ def _put_after_weights(clock: Clock, rules: Rules, kind: OpKind, rank: int) -> N
     while clock.weights_left(rank) and clock.free[rank] + weight <= arrival:
         clock.put(OpKind.W, rank)
     gap = arrival - clock.free[rank]
-    if clock.weights_left(rank) and gap > 0:
-        if rules.fill_small_gaps or gap > clock.worst_idle - clock.idle[rank]:
-            clock.put(OpKind.W, rank)
+    worth_it = rules.fill_small_gaps or gap > clock.worst_idle - clock.idle[rank]
+    if clock.weights_left(rank) and gap > 0 and worth_it:
+        clock.put(OpKind.W, rank)
     if kind == OpKind.I and rank == 0 and not clock.forwards_left(rank):
         _put_weights_left(clock, rank)
     clock.put(kind, rank)

@@ -1,44 +1,63 @@
-"""Bytes held over time: parameters, activations, and what I keeps for W."""
+"""Bytes held over time on each rank.
+
+- Throughout: parameters, gradients and optimizer state of every stage the rank holds (of evaluation: parameters only),
+  and the rings of its receive buffers, as large as the program needs them.
+- From the start of F to the end of B, or of I: activations; from the end of I to that of W: what I keeps.
+- What is offloaded: on the rank that keeps it from the start of the copy there to the end of the copy back, on its own
+  rank to the end of the one and from the start of the other.
+- Weight versions beside the first: from the start of the S that makes one until the last backward that uses it ends.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from penstock.costs import StageCosts
-from penstock.ir.ops import OpKind
-from penstock.ir.schedule import Schedule, WeightRule
-from penstock.timeline import Span
+from penstock.ir.dependencies import carried
+from penstock.ir.ops import RECEIVES, Channel, OpKind, Transfer
+from penstock.ir.program import Program
+from penstock.ir.schedule import WeightRule
+from penstock.timeline import Span, Transmission
+from penstock.verifier.peaks import receive_slots
+from penstock.verifier.weights import weights_of
 
 Curve = tuple[tuple[float, float], ...]
 
+_KNOWN = ("parameter_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes", "deferred_bytes")
+
 
 def memory_curves(
-    schedule: Schedule, costs: StageCosts, spans: Sequence[Sequence[Span]]
+    program: Program, costs: StageCosts, spans: Sequence[Sequence[Span]], transmissions: Sequence[Transmission] = ()
 ) -> tuple[Curve, ...]:
-    """Returns per rank `(seconds, bytes)` steps; empty where the costs know no bytes.
+    """Returns per rank `(seconds, bytes)` steps by the rules at the top of this file.
 
-    F adds the stage's activation bytes when it starts; B frees them when it ends; I frees them but for what W
-    needs, which W frees.
+    Empty where the costs know no bytes but those of the boundaries, which also stand for transfer times alone.
+
+    Raises:
+        VerificationError: optimizer steps that the weight rule does not allow.
     """
-    num_stages = schedule.num_stages
-    parameters = costs.per_stage("parameter_bytes", num_stages)
-    kept = costs.per_stage("activation_bytes", num_stages)
-    deferred = costs.per_stage("deferred_bytes", num_stages)
-    if not any((*parameters, *kept, *deferred)):
+    num_stages = program.schedule.num_stages
+    known = {field: costs.per_stage(field, num_stages) for field in _KNOWN}
+    if not any(any(values) for values in known.values()):
         return ()
-    if schedule.weight_rule is WeightRule.FROZEN:
-        kept = (0,) * num_stages
+    evaluates = program.schedule.weight_rule is WeightRule.FROZEN
+    kept = (0,) * num_stages if evaluates else known["activation_bytes"]
+    throughout = _KNOWN[:1] if evaluates else _KNOWN[:3]
+    rings = _ring_bytes(program, costs.per_stage("boundary_bytes", num_stages))
+    versions = weights_of(program.schedule).changes
+    copies = [message for message in transmissions if message.channel.kind in (OpKind.OFFLOAD, OpKind.RELOAD)]
     curves = []
     for rank, row in enumerate(spans):
-        placement = schedule.placement
-        held = sum(
-            parameters[stage]
-            for replica in range(placement.num_replicas)
-            for stage in placement.stages_of(rank, replica)
-        )
+        stages = program.schedule.placement.held(rank)
+        held = rings[rank] + sum(known[field][stage] for field in throughout for stage in stages)
         curve: list[tuple[float, float]] = [(0, held)]
+        steps = []
         for span in row:
-            at, change = _change(span, kept, deferred)
+            at, change = _change(span, kept, known["deferred_bytes"])
+            steps.append((at, change + versions[rank].get(span.op, 0) * known["parameter_bytes"][span.op.stage]))
+        moved = list(_moves(rank, copies, kept))
+        # What leaves comes first: it made room for what arrives.
+        for at, change in sorted(steps + moved, key=lambda step: (step[0], step[1] > 0)) if moved else steps:
             if change:
                 held += change
                 curve.append((at, held))
@@ -47,6 +66,7 @@ def memory_curves(
 
 
 def _change(span: Span, kept: Sequence[float], deferred: Sequence[float]) -> tuple[float, float]:
+    """Returns when the op changes what is held, and by how much, its stage's weight versions apart."""
     stage = span.op.stage
     changes = {
         OpKind.F: (span.start, kept[stage]),
@@ -55,3 +75,27 @@ def _change(span: Span, kept: Sequence[float], deferred: Sequence[float]) -> tup
         OpKind.W: (span.end, -deferred[stage]),
     }
     return changes.get(span.op.kind, (span.start, 0))
+
+
+def _moves(rank: int, copies: Sequence[Transmission], kept: Sequence[float]) -> Iterator[tuple[float, float]]:
+    """Yields when offloaded activations leave or reach `rank`, and their bytes."""
+    for (source, target, _), op, start, end in copies:
+        if rank == source:
+            yield end, -kept[op.stage]
+        if rank == target:
+            yield start, kept[op.stage]
+
+
+def _ring_bytes(program: Program, boundary: Sequence[float]) -> list[float]:
+    """Returns per rank the bytes of its receive buffers; each is as large as the largest message of its channel."""
+    held: list[float] = [0] * program.num_ranks
+    if not any(boundary):
+        return held
+    largest: dict[Channel, float] = {}
+    for _, _, entry in program.instructions():
+        if isinstance(entry, Transfer) and entry.kind in RECEIVES:
+            size = boundary[min(carried(entry).stage, entry.stage)]
+            largest[entry.channel] = max(largest.get(entry.channel, 0), size)
+    for channel, slots in receive_slots(program).items():
+        held[channel.target] += slots.capacity * largest[channel]
+    return held

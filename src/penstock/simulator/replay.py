@@ -23,6 +23,7 @@ from penstock.errors import ScheduleError
 from penstock.ir.dependencies import Value, carried, consumed
 from penstock.ir.ops import COMPUTE, RECEIVES, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Program
+from penstock.ir.steps import awaited_gradients
 from penstock.simulator.events import simulate
 
 Times = npt.NDArray[np.float64]
@@ -48,13 +49,18 @@ class Replay:
         program: one that runs to its end.
 
     Raises:
-        ScheduleError: the schedule has overlapped pairs, which only `simulate` times.
+        ScheduleError: the schedule has overlapped pairs, activations kept on other ranks, or optimizer steps of a stage
+            that several ranks hold; only `simulate` times these.
         VerificationError: the program deadlocks.
     """
 
     def __init__(self, program: Program) -> None:
-        if any(getattr(program.schedule, "overlapped", ())):
+        if program.schedule.overlapped:
             raise ScheduleError(f"{program.schedule.name} overlaps ops; use simulate for it")
+        if program.schedule.keepers:
+            raise ScheduleError(f"{program.schedule.name} offloads activations; use simulate for it")
+        if awaited_gradients(program.schedule):
+            raise ScheduleError(f"{program.schedule.name} has ranks that step a stage together; use simulate for it")
         self.program = program
         self._kernel = _kernel()
         compiled = _Compiler(program)

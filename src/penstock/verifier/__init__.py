@@ -2,5 +2,6 @@
 
 from penstock.verifier.peaks import receive_slots
 from penstock.verifier.proof import Proof, verify
+from penstock.verifier.weights import Weights, WeightUse, weights_of
 
-__all__ = ["Proof", "receive_slots", "verify"]
+__all__ = ["Proof", "WeightUse", "Weights", "receive_slots", "verify", "weights_of"]

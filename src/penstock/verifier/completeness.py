@@ -6,12 +6,12 @@ from collections import Counter
 from itertools import filterfalse, islice
 
 from penstock.errors import VerificationError
-from penstock.ir.ops import COMPUTE, Op, OpKind
+from penstock.ir.ops import ORDERED, Op, OpKind
 from penstock.ir.program import Program
 from penstock.ir.schedule import Schedule, WeightRule
+from penstock.ir.steps import SYNCHRONOUS, optimizer_steps
 
 _SHOWN = 6
-_SYNCHRONOUS = frozenset({WeightRule.FLUSH, WeightRule.FROZEN})
 _SPLIT = (OpKind.I, OpKind.W)
 
 
@@ -19,19 +19,21 @@ def check_completeness(schedule: Schedule) -> None:
     """Refuses a schedule in which an op is missing, doubled, misplaced or of a kind its weight rule forbids.
 
     Each microbatch belongs to one replica and has there, on every stage, one F and either one B or one I with
-    one W; with frozen weights one F only.
+    one W; with frozen weights one F only. Under the asynchronous weight rules an S applies every gradient: a schedule
+    that ends with some pending is refused, since between two schedules nothing is left to apply them.
 
     Raises:
         VerificationError: naming each op with its rank and position.
     """
     problems = _misplaced(schedule) + _doubled(schedule) + _forbidden(schedule) + _missing(schedule)
+    problems += [] if schedule.weight_rule in SYNCHRONOUS else _pending(schedule)
     if problems:
         more = [f"… and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise VerificationError("\n".join([f"{schedule.name} is not complete:", *problems[:_SHOWN], *more]))
 
 
 def check_order(program: Program) -> None:
-    """Refuses a program whose compute ops are not those of its schedule, in the same order.
+    """Refuses a program whose compute ops are not those of its schedule, in the same order, pairs side by side.
 
     Raises:
         VerificationError: the first rank and position at which they differ.
@@ -41,7 +43,7 @@ def check_order(program: Program) -> None:
             f"the program has {program.num_ranks} ranks; its schedule has {program.schedule.num_ranks}"
         )
     for rank, (entries, ops) in enumerate(zip(program.ranks, program.schedule.ranks, strict=True)):
-        kept = [entry for entry in entries if entry.kind in COMPUTE]
+        kept = [entry for entry in entries if entry.kind in ORDERED]
         if tuple(kept) != ops:
             at = next((i for i, pair in enumerate(zip(kept, ops, strict=False)) if pair[0] != pair[1]), None)
             at = min(len(kept), len(ops)) if at is None else at
@@ -49,6 +51,13 @@ def check_order(program: Program) -> None:
                 f"the program of rank {rank} leaves its schedule at compute op {at}: "
                 f"{_at(kept, at)} instead of {_at(ops, at)}"
             )
+    for rank, starts in enumerate(program.pairs):
+        for start in sorted(starts):
+            first, between = program.ranks[rank][start : start + 2]
+            if between.kind not in ORDERED:
+                raise VerificationError(
+                    f"rank {rank} position {start + 1}: {between} stands between {first} and the op that overlaps it"
+                )
 
 
 def _at(ops: object, index: int) -> str:
@@ -84,7 +93,7 @@ def _doubled(schedule: Schedule) -> list[str]:
 
 def _forbidden(schedule: Schedule) -> list[str]:
     rule = schedule.weight_rule
-    forbidden = {OpKind.S} if rule in _SYNCHRONOUS else set()
+    forbidden = {OpKind.S} if rule in SYNCHRONOUS else set()
     if rule is WeightRule.FROZEN:
         forbidden = {OpKind.B, OpKind.I, OpKind.W, OpKind.S}
     return [
@@ -118,6 +127,17 @@ def _missing(schedule: Schedule) -> list[str]:
     return problems
 
 
+def _pending(schedule: Schedule) -> list[str]:
+    problems = []
+    for (rank, _), gradients in optimizer_steps(schedule).pending.items():
+        position, op = gradients[-1]
+        step = op._replace(kind=OpKind.S)
+        problems.append(
+            f"  rank {rank}: {step} is missing; the gradient of {op} (position {position}) is never applied"
+        )
+    return problems
+
+
 def _replicas(schedule: Schedule) -> dict[int, int]:
     """Returns the replica to which each microbatch belongs: the one that holds most of its ops."""
     counts: dict[int, Counter[int]] = {}
@@ -126,9 +146,7 @@ def _replicas(schedule: Schedule) -> dict[int, int]:
     return {microbatch: count.most_common(1)[0][0] for microbatch, count in counts.items()}
 
 
-def _faults(
-    stage: int, microbatch: int, replica: int, present: set[Op], rule: WeightRule
-) -> list[tuple[OpKind, str]]:
+def _faults(stage: int, microbatch: int, replica: int, present: set[Op], rule: WeightRule) -> list[tuple[OpKind, str]]:
     """Returns for one stage and microbatch the kinds that are missing, or there beside their alternative."""
     has = {kind: Op(kind, stage, microbatch, replica) in present for kind in OpKind if kind <= OpKind.W}
     faults = [] if has[OpKind.F] else [(OpKind.F, "is missing")]

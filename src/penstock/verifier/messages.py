@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from penstock.errors import VerificationError
 from penstock.ir.dependencies import TRAVELS, Value, carried, consumed, produced
-from penstock.ir.ops import COMPUTE, SENDS, Channel, Transfer
+from penstock.ir.ops import ORDERED, SENDS, Channel, Transfer
 from penstock.ir.program import Program
 
 Ends = dict[Channel, list[tuple[int, Transfer]]]
@@ -42,9 +42,7 @@ def _ends(program: Program) -> tuple[Ends, Ends]:
     return sends, receives
 
 
-def _check_channel(
-    channel: Channel, sends: list[tuple[int, Transfer]], receives: list[tuple[int, Transfer]]
-) -> None:
+def _check_channel(channel: Channel, sends: list[tuple[int, Transfer]], receives: list[tuple[int, Transfer]]) -> None:
     for index in range(max(len(sends), len(receives))):
         send = sends[index] if index < len(sends) else None
         receive = receives[index] if index < len(receives) else None
@@ -76,7 +74,7 @@ def _check_sent_after_made(program: Program, rank: int) -> None:
                 posted.add(carried(entry))
             elif carried(entry) not in made:
                 raise VerificationError(f"{where} sends what no earlier op of the rank has made")
-        elif entry.kind in COMPUTE:
+        elif entry.kind in ORDERED:
             for value in consumed(entry, num_stages):
                 remote = value.kind in TRAVELS and _maker(program, value) != rank
                 if remote and value not in posted:

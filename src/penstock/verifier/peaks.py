@@ -7,21 +7,40 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from penstock.ir.ops import BACKWARD, COMPUTE, RECEIVES, Channel, Op, OpKind, Transfer
+from penstock.ir.ops import BACKWARD, ORDERED, RECEIVES, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Instruction, Program
+from penstock.ir.schedule import Schedule
 
 
 def peak_activations(ops: Iterable[Op]) -> int:
-    """Returns the most microbatches of one chunk held between F and B or I; 0 where nothing is kept."""
+    """Returns the most microbatches of one chunk held between F and B or I; 0 where nothing is kept.
+
+    What is offloaded is not held until it is reloaded.
+    """
     ops = tuple(ops)
     if not any(op.kind in BACKWARD for op in ops):
         return 0
-    return _peak((+1 if op.kind == OpKind.F else -1 if op.kind in BACKWARD else 0) for op in ops)
+    return _peak(_HELD.get(op.kind, 0) for op in ops)
+
+
+def peak_guests(schedule: Schedule) -> tuple[int, ...]:
+    """Returns for each rank the most activations it keeps at once for the ranks that offload to it.
+
+    It counts them in the order of each rank that offloads, so it holds whatever the timing.
+    """
+    guests = [0] * schedule.num_ranks
+    for keeper, ops in zip(schedule.keepers, schedule.ranks, strict=False):
+        guests[keeper] += _peak(_KEPT.get(op.kind, 0) for op in ops)
+    return tuple(guests)
 
 
 def peak_deferred(ops: Iterable[Op]) -> int:
     """Returns the most microbatches of one chunk held between I and W."""
     return _peak((+1 if op.kind == OpKind.I else -1 if op.kind == OpKind.W else 0) for op in ops)
+
+
+_HELD = {OpKind.F: +1, OpKind.B: -1, OpKind.I: -1, OpKind.OFFLOAD: -1, OpKind.RELOAD: +1}
+_KEPT = {OpKind.OFFLOAD: +1, OpKind.RELOAD: -1}
 
 
 def _peak(steps: Iterable[int]) -> int:
@@ -58,7 +77,7 @@ def receive_slots(program: Program) -> dict[Channel, Slots]:
 
 
 def _assign(entries: tuple[Instruction, ...], rings: dict[Channel, Slots]) -> None:
-    last = {entry[1:4]: position for position, entry in enumerate(entries) if entry.kind in COMPUTE}
+    last = {entry[1:4]: position for position, entry in enumerate(entries) if entry.kind in ORDERED}
     free: dict[Channel, list[int]] = defaultdict(list)
     release: dict[int, list[tuple[Channel, int]]] = defaultdict(list)
     for position, entry in enumerate(entries):

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from penstock.errors import VerificationError
 from penstock.ir.ops import BACKWARD, Op, OpKind
 from penstock.ir.schedule import Schedule, WeightRule
-from penstock.ir.steps import ADDS_GRADIENT, SYNCHRONOUS, Step, Steps, optimizer_steps, rounds
+from penstock.ir.steps import SYNCHRONOUS, Step, Steps, optimizer_steps, rounds
 
 Key = tuple[int, int]
 """(stage, microbatch)."""
@@ -155,9 +155,7 @@ def _check_steps(schedule: Schedule, steps: Steps) -> None:
         usual = sizes.most_common(1)[0][0]
         odd = next(step for step in every if len(step.gradients) != usual)
         like = next(step for step in every if len(step.gradients) == usual)
-        raise VerificationError(
-            f"{_applies(odd)}, but {_applies(like)}; all steps of a schedule apply equally many"
-        )
+        raise VerificationError(f"{_applies(odd)}, but {_applies(like)}; all steps of a schedule apply equally many")
     for stage in range(schedule.num_stages):
         owners = schedule.placement.owners(stage)
         counts = [len(steps.taken.get((owner, stage), ())) for owner in owners]
@@ -243,7 +241,7 @@ def _same_versions(book: _Book) -> list[dict[int, int]]:
             order[microbatch] = len(order)
         version_of[len(order)] = number
     same = []
-    for stage, versions in enumerate(book.rounds):
+    for versions in book.rounds:
         found, count, furthest = {0: 0}, 0, -1
         for number, together in enumerate(versions, start=1):
             for microbatch in chain.from_iterable(step.microbatches for step in together):
