@@ -37,6 +37,13 @@ def test_a_block_that_is_squeezed_is_drawn_so() -> None:
     ]
 
 
+def test_the_nth_w_follows_the_nth_i_as_they_run_after_moving() -> None:
+    """i1 of rank 0 moves before I0, so that the second W of rank 0 need not wait for I0."""
+    assert text(squeezed_repetition([(0, 5, 10, 15), (3, 4, 13, 14)], 3)[0]) == (
+        "F0 F1 F2 f0 i0 f1 w0 i1 w1 I0 w2 I1 w3 . . f2 i2 w4 . I2 w5"
+    )
+
+
 def test_the_steady_phase_stays_as_the_block_repeats() -> None:
     """From the first I of rank 0's first stage to its last F every six ops of a rank are those of the block."""
     words = kept(squeezed_repetition(BLOCK, 9))[0]

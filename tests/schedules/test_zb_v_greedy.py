@@ -145,6 +145,20 @@ def test_w_that_fill_gaps_shorten_the_span_of_zb_v() -> None:
     assert [bubble(zb_v_greedy(p, 3 * p, costs=HALF)) for p in range(1, 6)] == [0, 4, 12, 16, 24]
 
 
+@pytest.mark.parametrize(
+    ("num_ranks", "num_microbatches", "times", "transfer", "span"),
+    [(2, 3, (5, 6, 4), 5, 119), (3, 4, (4, 5, 6), 2, 138), (4, 6, (4, 5, 6), 5, 255)],
+)
+def test_each_combination_of_rules_wins_somewhere(
+    num_ranks: int, num_microbatches: int, times: tuple[int, int, int], transfer: int, span: int
+) -> None:
+    """W before gaps at I only, at F only, nowhere; both places give 120, 139 and 260."""
+    costs = StageCosts(*times, activation_bytes=2, deferred_bytes=1)
+    cluster = Cluster.uniform(num_ranks, latency_seconds=transfer)
+    found = zb_v_greedy(num_ranks, num_microbatches, costs=costs, cluster=cluster)
+    assert simulate(found, costs, cluster).per_rank_span == span
+
+
 def test_it_is_a_heuristic_and_zb_v_may_idle_less() -> None:
     costs = StageCosts(forward=4, input_grad=5, weight_grad=6, activation_bytes=2, deferred_bytes=2)
     assert simulate(zb_v_greedy(5, 9, costs=costs), costs).per_rank_span == 279

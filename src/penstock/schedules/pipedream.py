@@ -53,8 +53,7 @@ def pipedream(
             where a stage is stepped at other microbatches than the input stage.
     """
     check_sizes("pipedream", num_ranks=num_ranks, num_microbatches=num_microbatches)
-    counts = (1,) * num_ranks if replicas is None else tuple(replicas)
-    _check_replicas(counts, num_ranks, vertical_sync)
+    counts = _counts(replicas, num_ranks, vertical_sync)
     rows = _rows(counts, num_microbatches)
     first = list(accumulate(counts, initial=0))[:-1]
     ranks = tuple(
@@ -72,19 +71,27 @@ def pipedream(
     return Schedule("pipedream", Placement.replicas(*table), num_microbatches, ranks, rule)
 
 
-def _check_replicas(counts: tuple[int, ...], num_ranks: int, vertical_sync: bool) -> None:
+def _counts(replicas: Sequence[int] | None, num_ranks: int, vertical_sync: bool) -> tuple[int, ...]:
+    """Returns how many ranks hold each stage; refuses numbers that are not defined."""
+    works = (num_ranks - 1, 1) if num_ranks > 1 else (1,)
+    if replicas is None:
+        return (1,) * num_ranks
+    if not isinstance(replicas, Sequence):
+        raise ScheduleError(f"pipedream: replicas={replicas!r} is not a number for each stage; use e.g. {works}")
+    counts = tuple(replicas)
     for stage, count in enumerate(counts):
         check_sizes("pipedream", **{f"replicas[{stage}]": count})
     if sum(counts) != num_ranks:
         raise ScheduleError(
             f"pipedream: replicas={counts} are {sum(counts)} ranks, not num_ranks={num_ranks}; give a number for each "
-            f"stage that add up to it, e.g. {(num_ranks - 1, 1) if num_ranks > 1 else (1,)}"
+            f"stage that add up to it, e.g. {works}"
         )
     if vertical_sync and any(counts[0] % count for count in counts):
         raise ScheduleError(
             f"pipedream: replicas={counts} with vertical_sync; a stage has the versions of the input stage only where "
-            f"its number divides the first, as in {(num_ranks - 1, 1)}"
+            f"its number divides the first, as in {works}"
         )
+    return counts
 
 
 def _rows(counts: tuple[int, ...], num_microbatches: int) -> int:

@@ -17,7 +17,7 @@ from penstock.schedules.sizes import check_sizes
 
 
 def v_min(num_ranks: int, num_microbatches: int) -> Schedule:
-    """Returns V-Min of Qi et al. 2024 (Pipeline Parallelism with Controllable Memory, section 3): a third of the memory.
+    """Returns V-Min of Qi et al. 2024 (Pipeline Parallelism with Controllable Memory, section 3): the least memory.
 
         rank 0: 0F0 0F1 0F2 .   .   5F0 5I0 5W0 5F1 .   .   0I0 5I1 5W1 0W0 5F2 0F3 0I1 5I2 5W2 0W1 5F3 5I3 0I2 5W3 0W2 .   0I3 0W3
         rank 1: .   1F0 1F1 .   4F0 .   4F1 4I0 4W0 .   1I0 1F2 1W0 4I1 4F2 4W1 1I1 1F3 1W1 4I2 4F3 4W2 1I2 4I3 4W3 1W2 1I3 1W3 .

@@ -22,10 +22,10 @@ def zb_v(num_ranks: int, num_microbatches: int) -> Schedule:
     once, and rank 0, where a microbatch ends, starts its backward.
 
     For chunk times F = I = W = 1 the per-rank span is 6m + 2·max(0, 2p-1-m), so without bubble for m ≥ 2p-1, and the
-    flush makespan 6m + max(p-1, 2(2p-1-m)): for m ≥ 2p-1 rank p-1 starts and ends p-1 later than rank 0. Peak activations
-    min(m+1+i, 2m, 2p) chunks on rank i, so p·M on every rank for m ≥ 2p-1, even where I frees nothing before W. For
-    other times see zb_v_greedy. Defined for every p ≥ 1 and m ≥ 1; for m < 2p-1 it is the order of 2p-1 microbatches
-    with the last ones left out.
+    flush makespan 6m + max(p-1, 2(2p-1-m)): for m ≥ 2p-1 rank p-1 starts and ends p-1 later than rank 0. Peak
+    activations min(m+1+i, 2m, 2p) chunks on rank i, so p·M on every rank for m ≥ 2p-1, even where I frees nothing
+    before W. For other times see zb_v_greedy. Defined for every p ≥ 1 and m ≥ 1; for m < 2p-1 it is the order of 2p-1
+    microbatches with the last ones left out.
 
     Raises:
         ScheduleError: p or m below 1.

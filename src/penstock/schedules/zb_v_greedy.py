@@ -30,12 +30,12 @@ def zb_v_greedy(
 
     The paper writes B for our I. F and I run in the order of zb_v, W where they fill gaps: a list scheduler
     (`zb_v_greedy_search`) runs under each of the four combinations of its rules, each time again as long as knowing
-    which ranks may idle makes it better. The schedule with the shortest *per-rank span* is kept, the first of equals: as
-    in the paper, no barrier precedes the optimizer, and nothing minimises the flush makespan.
+    which ranks may idle makes it better. The schedule with the shortest *per-rank span* is kept, the first of equals:
+    as in the paper, no barrier precedes the optimizer, and nothing minimises the flush makespan.
 
-    For F = I = W and no transfer times the span is that of zb_v, so without bubble for m ≥ 2p-1. No rank holds more than
-    its limit; with more than p·M the first ranks also run ahead with F, which hides transfers. Defined for every p ≥ 1
-    and m ≥ 1.
+    For F = I = W and no transfer times the span is that of zb_v, so without bubble for m ≥ 2p-1. It is a heuristic: at
+    rare times zb_v itself idles a little less. No rank holds more than its limit; with more than p·M the first ranks
+    also run ahead with F, which hides transfers. Defined for every p ≥ 1 and m ≥ 1.
 
     Args:
         num_ranks: p; rank i holds stages i and 2p-1-i.
