@@ -1,4 +1,4 @@
-"""docs/write-a-schedule.md holds: its file, its line in the registry and its test make a schedule, and nothing else does.
+"""docs/write-a-schedule.md holds: its file, its line in the registry and its test make a schedule.
 
 The three blocks are put into a copy of the package. There the schedule is tested by the page's own test, proven,
 simulated, drawn and compared by the commands, and run over loopback against the unsplit model.
@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from penstock.schedules import SCHEDULES
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "write-a-schedule.md"
@@ -103,6 +105,7 @@ def run(copy: Path, *arguments: str) -> None:
     environment = os.environ | {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "Agg"}
     ended = subprocess.run(
         [sys.executable, *arguments],
+        check=False,
         cwd=copy,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -141,3 +144,12 @@ def test_the_pages_test_can_fail(copy: Path) -> None:
             run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/schedules/test_half_1f1b.py")
     finally:
         file.write_text(right, encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_registered_schedule_has_its_row_its_section_and_a_small_drawing(name: str) -> None:
+    page = (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8")
+    assert f"| [`{name}`](#{name}) |" in page
+    assert f"### {name}\n\n![{name}](images/{name}.png)\n" in page
+    assert f"| `{name}` |" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert 0 < (ROOT / "docs" / "images" / f"{name}.png").stat().st_size <= 40_000
