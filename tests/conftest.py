@@ -59,9 +59,7 @@ def nothing_left_running() -> Iterator[None]:
     left = [f"process {pid} ({command})" for pid, command in left_processes.items()]
     left += [f"thread {name}" for name in left_threads.values()]
     if left:
-        pytest.fail(
-            f"the test left behind, {GRACE_SECONDS:g} s after its end: " + ", ".join(left), pytrace=False
-        )
+        pytest.fail(f"the test left behind, {GRACE_SECONDS:g} s after its end: " + ", ".join(left), pytrace=False)
 
 
 def _kill(pid: int) -> None:

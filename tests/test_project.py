@@ -86,9 +86,7 @@ def test_no_file_names_a_path_of_one_machine() -> None:
 
 
 def test_constraints_are_exact_versions_without_a_host_or_local_build() -> None:
-    odd = [
-        line for line in _constraints() if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9]+(\.[0-9a-z]+)*", line)
-    ]
+    odd = [line for line in _constraints() if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9]+(\.[0-9a-z]+)*", line)]
     assert not odd
 
 
@@ -102,11 +100,7 @@ def test_every_requirement_is_pinned() -> None:
 
 
 def test_no_python_file_is_longer_than_500_lines() -> None:
-    long = {
-        str(path.relative_to(ROOT)): len(_text(path).splitlines())
-        for path in _own_files()
-        if path.suffix == ".py"
-    }
+    long = {str(path.relative_to(ROOT)): len(_text(path).splitlines()) for path in _own_files() if path.suffix == ".py"}
     assert not {path: lines for path, lines in long.items() if lines > 500}
 
 

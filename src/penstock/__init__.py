@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from penstock.errors import PenstockError, UserError
     from penstock.ir import Op, OpKind, Placement, Program, Schedule, WeightRule
     from penstock.lowering import lower
-    from penstock.notation import load_schedule, parse_grid, schedule_from_json, schedule_to_json
+    from penstock.notation import (
+        load_schedule,
+        parse_grid,
+        program_from_json,
+        program_to_json,
+        schedule_from_json,
+        schedule_to_json,
+    )
     from penstock.partition import Partition
     from penstock.runtime import LoopbackTransport, Pipeline, Transport, run_ranks
     from penstock.schedules import (
@@ -59,7 +66,14 @@ _HOMES = {
     "errors": ("PenstockError", "UserError"),
     "ir": ("Op", "OpKind", "Placement", "Program", "Schedule", "WeightRule"),
     "lowering": ("lower",),
-    "notation": ("load_schedule", "parse_grid", "schedule_from_json", "schedule_to_json"),
+    "notation": (
+        "load_schedule",
+        "parse_grid",
+        "program_from_json",
+        "program_to_json",
+        "schedule_from_json",
+        "schedule_to_json",
+    ),
     "partition": ("Partition",),
     "runtime": ("LoopbackTransport", "Pipeline", "Transport", "run_ranks"),
     "schedules": (
@@ -132,6 +146,8 @@ __all__ = [
     "pipedream",
     "pipedream_2bw",
     "pipemare",
+    "program_from_json",
+    "program_to_json",
     "run_ranks",
     "schedule_from_json",
     "schedule_to_json",

@@ -61,15 +61,11 @@ class Cluster:
             )
         for device in self.devices:
             if not (_is_number(device.speed) and device.speed > 0):
-                raise UserError(
-                    f"device speed={device.speed!r}; use a number above 0, 1 for the measured device"
-                )
+                raise UserError(f"device speed={device.speed!r}; use a number above 0, 1 for the measured device")
         for size, link in self.levels:
             numbers = _is_number(link.latency_seconds) and _is_number(link.bytes_per_second)
             if not numbers or size < 1 or not link.latency_seconds >= 0 or not link.bytes_per_second > 0:
-                raise UserError(
-                    f"level {size}, {link}: groups hold a rank or more, latency ≥ 0, bandwidth > 0"
-                )
+                raise UserError(f"level {size}, {link}: groups hold a rank or more, latency ≥ 0, bandwidth > 0")
 
     @staticmethod
     def uniform(num_ranks: int, *, latency_seconds: float = 0, bytes_per_second: float = math.inf) -> Cluster:

@@ -102,9 +102,7 @@ def test_states_are_named_by_parameter() -> None:
     train(model, optimizer, range(1))
     tensors = optimizer_tensors(optimizer, names_of(model))
     assert set(tensors) == {
-        f"optimizer/{key}/{name}"
-        for key in ("exp_avg", "exp_avg_sq", "step")
-        for name in names_of(model).values()
+        f"optimizer/{key}/{name}" for key in ("exp_avg", "exp_avg_sq", "step") for name in names_of(model).values()
     }
 
 
@@ -124,9 +122,7 @@ def test_the_restored_state_is_a_copy_and_replaces_what_was_there() -> None:
 def test_a_moment_of_another_shape_is_refused() -> None:
     model = model_at(0)
     tensors = {"optimizer/exp_avg/0.weight": torch.zeros(3, 4)}
-    with pytest.raises(
-        CheckpointError, match=r'"exp_avg/0.weight" has shape \[3, 4\], its parameter \[4, 3\]'
-    ):
+    with pytest.raises(CheckpointError, match=r'"exp_avg/0.weight" has shape \[3, 4\], its parameter \[4, 3\]'):
         restore_optimizer(AdamW(model.parameters()), names_of(model), tensors=tensors)
 
 

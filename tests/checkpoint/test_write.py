@@ -45,9 +45,7 @@ def bits(tensor: Tensor) -> list[int]:
 
 
 def content(root: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()
-    }
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def test_tensors_come_back_bit_for_bit(tmp_path: Path) -> None:
@@ -87,9 +85,7 @@ def test_every_rank_returns_the_same_directory_and_the_manifest_tells_all(tmp_pa
 
 
 @pytest.mark.parametrize(("saved_by", "opened_by"), [(1, 2), (2, 1), (4, 2), (2, 4)])
-def test_a_checkpoint_opens_with_another_number_of_ranks(
-    tmp_path: Path, saved_by: int, opened_by: int
-) -> None:
+def test_a_checkpoint_opens_with_another_number_of_ranks(tmp_path: Path, saved_by: int, opened_by: int) -> None:
     everything = {name: value for rank in range(4) for name, value in tensors_of(rank).items()}
     names = sorted(everything)
 
@@ -187,9 +183,7 @@ save(pathlib.Path({str(tmp_path)!r}), shard, step=1, rank=0, exchange=lambda b: 
     assert not content(tmp_path)
 
 
-def test_an_unforeseen_error_on_one_rank_hangs_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unforeseen_error_on_one_rank_hangs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penstock.checkpoint.write.write_shard", fail_on_rank(1, ZeroDivisionError("oh")))
     errors = save_over(2, tmp_path)
     assert all("rank 1: ZeroDivisionError: oh" in str(error) for error in errors)

@@ -1,4 +1,4 @@
-"""`penstock show` prints the grid and draws the picture."""
+"""`penstock show` prints a grid into files and a picture to scale on terminals, and draws pictures and pages."""
 
 from pathlib import Path
 
@@ -37,12 +37,49 @@ def test_the_picture_is_written_and_named(tmp_path: Path, capsys: Captured) -> N
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_every_file_asked_for_is_written(tmp_path: Path, capsys: Captured) -> None:
+    files = {kind: tmp_path / f"out.{kind}" for kind in ("png", "svg", "html")}
+    arguments = [word for option, path in files.items() for word in (f"--{option}", str(path))]
+    assert main(["show", "gpipe", *arguments]) == 0
+    assert all(path.stat().st_size for path in files.values())
+    assert files["svg"].read_bytes().startswith(b"<?xml")
+    assert capsys.readouterr().out.count("wrote ") == 3
+
+
+def test_to_scale_ops_are_as_wide_as_they_cost(capsys: Captured) -> None:
+    costs = ["--forward", "1", "--input-grad", "2", "--weight-grad", "1"]
+    assert main(["show", "gpipe", "-p", "1", "-m", "2", "--style", "scale", *costs]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "gpipe p=1 m=2  bubble 0.0%  makespan 8 s",
+        "rank 0 F0──F1──B0──────────B1──────────",
+    ]
+
+
+def test_a_terminal_gets_the_picture_to_scale_unless_the_grid_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "90")
+    main(["show", "gpipe", "-p", "2", "-m", "2"])
+    assert "makespan 9 s" in capsys.readouterr().out
+    main(["show", "gpipe", "-p", "2", "-m", "2", "--style", "grid"])
+    assert "weights=flush" in capsys.readouterr().out
+
+
+def test_costs_that_are_none_are_drawn_as_a_grid(capsys: Captured) -> None:
+    free = ["--forward", "0", "--backward", "0", "--style", "scale"]
+    assert main(["show", "gpipe", "-p", "1", "-m", "1", *free]) == 0
+    assert "weights=flush" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["gpipe", "-p", "0"], "penstock: gpipe: num_ranks=0; use at least 1, e.g. num_ranks=4\n"),
         (["gpipe", "-m", "-1"], "penstock: gpipe: num_microbatches=-1; use at least 1"),
-        (["nope.json"], "penstock: cannot read nope.json: No such file or directory\n"),
+        (["gpipe", "--forward", "nan"], "penstock: forward=nan; a cost is finite and not negative"),
+        (["gpipe", "--transfer", "-1"], "penstock: --transfer -1.0; give seconds, not negative"),
+        (["nope.json"], "penstock: cannot read nope.json: No such file or directory"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: Captured) -> None:

@@ -44,7 +44,7 @@ def test_peaks_are_told_for_each_rank(capsys: Captured) -> None:
 
 
 def test_the_files_asked_for_are_written_and_named(tmp_path: Path, capsys: Captured) -> None:
-    files = {option: tmp_path / f"out.{option}" for option in ("png", "json")} | {
+    files = {option: tmp_path / f"out.{option}" for option in ("png", "svg", "html", "json")} | {
         "perfetto": tmp_path / "trace"
     }
     arguments = [word for option, path in files.items() for word in (f"--{option}", str(path))]
@@ -62,8 +62,10 @@ def test_the_files_asked_for_are_written_and_named(tmp_path: Path, capsys: Captu
     [
         (["--forward", "nan"], "forward=nan; a cost is finite and not negative"),
         (["--backward", "-1"], "backward=-1.0; a cost is finite and not negative"),
-        (["--latency", "-1"], "--latency -1.0; give seconds, not negative, e.g. --latency 0.1"),
-        (["--latency", "inf"], "--latency inf; give seconds"),
+        (["--transfer", "-1"], "--transfer -1.0; give seconds, not negative, e.g. --transfer 0.1"),
+        (["--latency", "inf"], "--transfer inf; give seconds"),
+        (["--svg", "a.png"], "--svg a.png; name a file that ends in .svg"),
+        (["--html", "absent/a.html"], "cannot write absent/a.html: No such file or directory"),
         (["--png", "a.bmp"], 'cannot draw "a.bmp"; use a suffix of .png, .svg, .pdf'),
         (["--json", "absent/a.json"], "cannot write absent/a.json: No such file or directory"),
         (["--perfetto", "absent/a.json"], "cannot write absent/a.json: No such file or directory"),

@@ -42,12 +42,14 @@ def test_picture_and_trace_are_drawn_again(run: Path, capsys: Captured) -> None:
     assert [e["args"]["name"] for e in events if e["name"] == "process_name"] == ["planned", "measured"]
 
 
+def test_the_page_has_both_timelines_below_each_other(run: Path) -> None:
+    assert main(["trace", str(run), "--html", str(run / "both.html")]) == 0
+    assert "<title>planned, measured</title>" in (run / "both.html").read_text()
+
+
 def test_a_directory_without_a_recording_is_named(tmp_path: Path, capsys: Captured) -> None:
     assert main(["trace", str(tmp_path)]) == 1
-    assert (
-        capsys.readouterr().err
-        == f"penstock: cannot read {tmp_path / RECORDING_FILE}: No such file or directory\n"
-    )
+    assert capsys.readouterr().err == f"penstock: cannot read {tmp_path / RECORDING_FILE}: No such file or directory\n"
 
 
 def test_a_simulation_alone_has_nothing_to_compare(tmp_path: Path, capsys: Captured) -> None:

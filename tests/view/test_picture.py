@@ -30,9 +30,7 @@ def pair(**costs: float) -> dict[str, Timeline]:
 
 
 @pytest.mark.parametrize("suffix", sorted(SIGNATURES))
-def test_the_suffix_decides_the_format_and_equal_pictures_are_equal_files(
-    tmp_path: Path, suffix: str
-) -> None:
+def test_the_suffix_decides_the_format_and_equal_pictures_are_equal_files(tmp_path: Path, suffix: str) -> None:
     files = [tmp_path / f"{name}{suffix}" for name in "ab"]
     for path in files:
         draw_timelines(pair(), path, dots_per_inch=50)
@@ -63,9 +61,7 @@ def test_titles_tell_bubble_and_makespan() -> None:
 
 def test_the_legend_names_what_occurs_and_nothing_else() -> None:
     def names(panels: dict[str, Timeline]) -> list[str]:
-        return [
-            t.get_text() for t in picture._figure(panels, width_inches=8, memory=True).legends[0].get_texts()
-        ]
+        return [t.get_text() for t in picture._figure(panels, width_inches=8, memory=True).legends[0].get_texts()]
 
     assert names(pair()) == ["forward", "backward", "waiting for a peer", "transfer", "idle"]
     assert names({"": simulate(one_f_one_b(1, 1), StageCosts())}) == ["forward", "backward", "idle"]

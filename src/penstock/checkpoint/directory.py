@@ -37,9 +37,7 @@ def latest(root: Path) -> Path | None:
 
 def next_generation(directory: Path) -> int:
     """Returns a generation of shard names that `directory` does not hold yet."""
-    generations = [
-        int(match[1] or 0) for path in directory.iterdir() if (match := _SHARD.fullmatch(path.name))
-    ]
+    generations = [int(match[1] or 0) for path in directory.iterdir() if (match := _SHARD.fullmatch(path.name))]
     return max(generations, default=-1) + 1
 
 
@@ -76,9 +74,7 @@ def prune(root: Path, *, keep: int, saved: Path) -> None:
 def _step_directories(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
-    return sorted(
-        (path for path in root.iterdir() if _STEP.fullmatch(path.name) and path.is_dir()), key=_step_of
-    )
+    return sorted((path for path in root.iterdir() if _STEP.fullmatch(path.name) and path.is_dir()), key=_step_of)
 
 
 def _step_of(path: Path) -> int:

@@ -69,9 +69,7 @@ class _Header(msgspec.Struct, frozen=True):
 
 def model_signature(tensors: Mapping[str, TensorEntry]) -> str:
     """Returns the SHA-256 of the names, types and shapes of the tensors under `model/`."""
-    rows = sorted(
-        f"{name} {entry.dtype} {entry.shape}" for name, entry in tensors.items() if name.startswith("model/")
-    )
+    rows = sorted(f"{name} {entry.dtype} {entry.shape}" for name, entry in tensors.items() if name.startswith("model/"))
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
@@ -88,9 +86,7 @@ def read_manifest(path: Path) -> Manifest:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file} is damaged or not penstock's ({error}); use another") from error
     if header.format != FORMAT:
-        raise CheckpointError(
-            f'{file} has format "{header.format}", not "{FORMAT}"; name a penstock checkpoint'
-        )
+        raise CheckpointError(f'{file} has format "{header.format}", not "{FORMAT}"; name a penstock checkpoint')
     if header.version > VERSION:
         raise CheckpointError(
             f"{file} has format version {header.version}, this penstock reads up to {VERSION}; upgrade"

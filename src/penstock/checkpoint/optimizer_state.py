@@ -42,9 +42,7 @@ def optimizer_tensors(optimizer: Optimizer, names: Mapping[Parameter, str]) -> d
     return tensors
 
 
-def restore_optimizer(
-    optimizer: Optimizer, names: Mapping[Parameter, str], *, tensors: Mapping[str, Tensor]
-) -> None:
+def restore_optimizer(optimizer: Optimizer, names: Mapping[Parameter, str], *, tensors: Mapping[str, Tensor]) -> None:
     """Replaces the optimizer's state by the one in `tensors`, bit for bit; other entries are ignored.
 
     Raises:
@@ -69,11 +67,7 @@ def restore_optimizer(
 def optimizer_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
     """Returns each parameter group's plain settings (learning rate, betas, …), fit for JSON."""
     return [
-        {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in group.items()
-            if _is_plain(value)
-        }
+        {key: list(value) if isinstance(value, tuple) else value for key, value in group.items() if _is_plain(value)}
         for group in optimizer.param_groups
     ]
 

@@ -40,11 +40,7 @@ def names_for(manifest: Manifest, model_names: Iterable[str]) -> list[str]:
     A stored name is `model/NAME`, or `optimizer/STATE/NAME` and `optimizer_number/STATE/NAME`.
     """
     known = set(model_names)
-    return [
-        name
-        for name in manifest.tensors()
-        if name.split("/", 1 if name.startswith("model/") else 2)[-1] in known
-    ]
+    return [name for name in manifest.tensors() if name.split("/", 1 if name.startswith("model/") else 2)[-1] in known]
 
 
 def check_fits(path: Path, manifest: Manifest, *, expected: Mapping[str, Tensor]) -> None:

@@ -96,9 +96,7 @@ def _prepare(root: Path, directory: Path) -> _Report:
 
 def _write(path: Path, shard: Shard) -> _Report:
     if not path.parent.is_dir():
-        raise CheckpointError(
-            f"does not see {path.parent}, which rank 0 made; use a file system that all hosts share"
-        )
+        raise CheckpointError(f"does not see {path.parent}, which rank 0 made; use a file system that all hosts share")
     return _Report(file=write_shard(path, shard.tensors), plan=shard.plan)
 
 
@@ -116,9 +114,7 @@ def _check_once(files: tuple[ShardFile, ...]) -> None:
     for file in files:
         for name in file.tensors:
             if name in holders:
-                raise CheckpointError(
-                    f'"{name}" is in {holders[name]} and in {file.name}; save it on one rank only'
-                )
+                raise CheckpointError(f'"{name}" is in {holders[name]} and in {file.name}; save it on one rank only')
             holders[name] = file.name
 
 
@@ -136,9 +132,7 @@ def _attempt(rank: int, work: Callable[[], _Report]) -> _Report:
 
 def _agree(exchange: Exchange, step: int, report: _Report) -> list[_Report]:
     """Returns every rank's report, by rank; raises the same error on all of them where one failed."""
-    reports = [
-        msgspec.json.decode(content, type=_Report) for content in exchange(msgspec.json.encode(report))
-    ]
+    reports = [msgspec.json.decode(content, type=_Report) for content in exchange(msgspec.json.encode(report))]
     errors = [report.error for report in reports if report.error]
     if errors:
         raise CheckpointError(

@@ -19,6 +19,7 @@ COMMANDS = {
     "show": "draw a schedule as a grid of ops, or its simulation as a picture",
     "verify": "prove that a schedule runs correctly, or show why it does not",
     "simulate": "say how long a schedule takes and how large its bubble is, from costs",
+    "compare": "set all schedules side by side: bubble, makespan, memory, weights, messages",
     "train": "train a language model through a pipeline of processes",
     "trace": "say how large the bubble of a training run was, and why",
 }

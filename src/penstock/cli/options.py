@@ -8,8 +8,9 @@ from typing import Annotated, TypeVar
 import tyro
 
 from penstock.errors import ScheduleError, UserError
+from penstock.ir.program import Program
 from penstock.ir.schedule import Schedule
-from penstock.notation import load_schedule
+from penstock.notation import load_schedule, load_schedule_or_program
 from penstock.schedules import named_schedule
 from penstock.schedules.registry import ALIASES, SCHEDULES
 
@@ -30,6 +31,10 @@ Microbatches = Annotated[
     int | None,
     tyro.conf.arg(aliases=["-m"], metavar="INT", constructor=int, help_behavior_hint=f"(default: {_NUM_MICROBATCHES})"),
 ]
+Chunks = Annotated[
+    int | None,
+    tyro.conf.arg(aliases=["-v"], metavar="INT", constructor=int, help_behavior_hint="(default: the schedule's own)"),
+]
 OutputFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE", constructor=Path, help_behavior_hint="")]
 OptionalSeconds = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", constructor=float, help_behavior_hint="")]
 
@@ -39,17 +44,48 @@ def parse(options: type[Options], argv: list[str], *, command: str) -> Options:
     return tyro.cli(options, args=argv, prog=f"penstock {command}")
 
 
-def read_schedule(subject: str, *, num_ranks: int | None, num_microbatches: int | None) -> Schedule:
-    """Returns the schedule called `subject`, or the one in the file at `subject` (JSON or text grid).
+def read_schedule(
+    subject: str, *, num_ranks: int | None, num_microbatches: int | None, num_chunks: int | None = None
+) -> Schedule:
+    """Returns the schedule called `subject`, or the one in the file at `subject` (JSON, text grid or CSV).
 
     Raises:
         UserError: no such schedule or file, a file that holds none, or sizes that contradict the file.
     """
+    sizes = (num_ranks, num_microbatches, num_chunks)
+    schedule = _by_name(subject, *sizes)
+    if schedule is None:
+        schedule = load_schedule(subject)
+        _check_sizes(schedule, *sizes, path=subject)
+    return schedule
+
+
+def read_schedule_or_program(
+    subject: str, *, num_ranks: int | None, num_microbatches: int | None, num_chunks: int | None
+) -> Schedule | Program:
+    """Returns what `read_schedule` does, or the program in the file at `subject`.
+
+    Raises:
+        UserError: as `read_schedule`.
+    """
+    sizes = (num_ranks, num_microbatches, num_chunks)
+    found: Schedule | Program | None = _by_name(subject, *sizes)
+    if found is None:
+        found = load_schedule_or_program(subject)
+        _check_sizes(found.schedule if isinstance(found, Program) else found, *sizes, path=subject)
+    return found
+
+
+def _by_name(
+    subject: str, num_ranks: int | None, num_microbatches: int | None, num_chunks: int | None
+) -> Schedule | None:
+    """Returns the schedule called `subject`, or None where that can only be a file."""
     if subject.replace("-", "_") in SCHEDULES or subject in ALIASES:
         return named_schedule(
             subject,
             num_ranks=_NUM_RANKS if num_ranks is None else num_ranks,
             num_microbatches=_NUM_MICROBATCHES if num_microbatches is None else num_microbatches,
+            num_chunks=num_chunks,
         )
     path = Path(subject)
     if not path.exists() and len(path.parts) == 1 and not path.suffix:
@@ -57,11 +93,16 @@ def read_schedule(subject: str, *, num_ranks: int | None, num_microbatches: int 
             return named_schedule(subject, num_ranks=1, num_microbatches=1)
         except ScheduleError as error:
             raise ScheduleError(f"{error}. Nor is there a file of that name") from None
-    schedule = load_schedule(path)
+    return None
+
+
+def _check_sizes(
+    schedule: Schedule, num_ranks: int | None, num_microbatches: int | None, num_chunks: int | None, *, path: str
+) -> None:
     for option, asked, found in (
         ("-p", num_ranks, schedule.num_ranks),
         ("-m", num_microbatches, schedule.num_microbatches),
+        ("-v", num_chunks, schedule.placement.num_chunks),
     ):
         if asked not in (None, found):
             raise UserError(f"{option} {asked} contradicts {path}, which has {found}; leave {option} out for a file")
-    return schedule

@@ -1,31 +1,69 @@
-"""The files that several commands write: pictures and traces of timelines."""
+"""The files that several commands write: pictures, pages and traces of timelines."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
+from penstock.cli.options import OutputFile
+from penstock.errors import UserError
 from penstock.timeline import Timeline
 
 
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions:
+    """Options that commands with pictures inherit."""
+
+    png: OutputFile = None
+    """Draw a picture there; .svg and .pdf work too."""
+    svg: OutputFile = None
+    """Draw it there as well, as vectors."""
+    html: OutputFile = None
+    """Write an interactive page there: one file that needs no network."""
+
+    def pictures(self) -> list[Path]:
+        """Returns the pictures asked for.
+
+        Raises:
+            UserError: `--svg` names another kind of file.
+        """
+        if self.svg is not None and self.svg.suffix.lower() != ".svg":
+            raise UserError(f"--svg {self.svg}; name a file that ends in .svg, or use --png, which takes all formats")
+        return [path for path in (self.png, self.svg) if path is not None]
+
+
 def write_timelines(
-    console: Console, timelines: Mapping[str, Timeline], *, png: Path | None, perfetto: Path | None
+    console: Console,
+    timelines: Mapping[str, Timeline],
+    options: PictureOptions,
+    *,
+    perfetto: Path | None = None,
 ) -> None:
     """Writes the files asked for and says so.
 
     Raises:
         UserError: a file that cannot be written, or a picture of another format.
     """
-    if png is not None:
+    for path in options.pictures():
         from penstock.view.picture import draw_timelines
 
-        draw_timelines(timelines, png)
+        draw_timelines(timelines, path)
+        say_written(console, path)
+    if options.html is not None:
+        from penstock.view.page import save_page
+
+        save_page(timelines, options.html)
+        say_written(console, options.html)
     if perfetto is not None:
         from penstock.view.perfetto import save_perfetto
 
         save_perfetto(timelines, perfetto)
-    for path in (png, perfetto):
-        if path is not None:
-            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        say_written(console, perfetto)
+
+
+def say_written(console: Console, path: Path) -> None:
+    """Prints which file was written."""
+    console.print(f"wrote {path}", highlight=False, soft_wrap=True)

@@ -6,19 +6,9 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from penstock.cli.options import (
-    Microbatches,
-    OptionalSeconds,
-    OutputFile,
-    Ranks,
-    Subject,
-    parse,
-    read_schedule,
-)
-from penstock.cli.outputs import write_timelines
-from penstock.cluster import Cluster
-from penstock.costs import StageCosts
-from penstock.errors import UserError
+from penstock.cli.costs import CostOptions
+from penstock.cli.options import Chunks, Microbatches, OutputFile, Ranks, Subject, parse, read_schedule
+from penstock.cli.outputs import PictureOptions, say_written, write_timelines
 from penstock.notation.timelines import PLANNED, Recording, save_recording
 from penstock.simulator import simulate
 from penstock.timeline import Timeline
@@ -28,7 +18,7 @@ from penstock.view.units import time_unit
 
 
 @dataclass(frozen=True)
-class Simulate:
+class Simulate(CostOptions, PictureOptions):
     """Simulate a schedule on stages that all cost the same; times are seconds a microbatch and stage."""
 
     schedule: Subject
@@ -37,18 +27,8 @@ class Simulate:
     """Number of ranks p, for a schedule given by name."""
     microbatches: Microbatches = None
     """Number of microbatches m, for a schedule given by name."""
-    forward: float = 1.0
-    """Seconds of a forward, F."""
-    input_grad: float = 1.0
-    """Seconds of an input gradient, I."""
-    weight_grad: float = 1.0
-    """Seconds of a weight gradient, W."""
-    backward: OptionalSeconds = None
-    """Seconds of a full backward, B; left out, I + W."""
-    latency: float = 0.0
-    """Seconds that a message takes from rank to rank."""
-    png: OutputFile = None
-    """Draw the timeline there; .svg and .pdf work too."""
+    num_chunks: Chunks = None
+    """Number of stages a rank v, for a schedule given by name."""
     perfetto: OutputFile = None
     """Write a trace for ui.perfetto.dev there."""
     json: OutputFile = None
@@ -58,28 +38,20 @@ class Simulate:
 def run(argv: list[str]) -> int:
     """Simulates the schedule that `argv` names; returns the exit code."""
     options = parse(Simulate, argv, command="simulate")
-    schedule = read_schedule(options.schedule, num_ranks=options.ranks, num_microbatches=options.microbatches)
-    costs = StageCosts(
-        forward=options.forward,
-        input_grad=options.input_grad,
-        weight_grad=options.weight_grad,
-        backward=options.backward,
+    schedule = read_schedule(
+        options.schedule,
+        num_ranks=options.ranks,
+        num_microbatches=options.microbatches,
+        num_chunks=options.num_chunks,
     )
-    cluster = Cluster.uniform(schedule.num_ranks, latency_seconds=_latency(options.latency))
-    timeline = simulate(verify(schedule).program, costs, cluster)
+    timeline = simulate(verify(schedule).program, options.costs(), options.cluster(schedule.num_ranks))
     console = Console()
     _report(console, schedule.name, timeline)
     if options.json is not None:
         save_recording(Recording(schedule, {PLANNED: timeline}), options.json)
-        console.print(f"wrote {options.json}", highlight=False, soft_wrap=True)
-    write_timelines(console, {schedule.name: timeline}, png=options.png, perfetto=options.perfetto)
+        say_written(console, options.json)
+    write_timelines(console, {schedule.name: timeline}, options, perfetto=options.perfetto)
     return 0
-
-
-def _latency(seconds: float) -> float:
-    if not 0 <= seconds < float("inf"):
-        raise UserError(f"--latency {seconds}; give seconds, not negative, e.g. --latency 0.1")
-    return seconds
 
 
 def _report(console: Console, name: str, timeline: Timeline) -> None:

@@ -10,20 +10,18 @@ import tyro
 from rich.console import Console
 
 from penstock.cli.options import OutputFile, parse
-from penstock.cli.outputs import write_timelines
+from penstock.cli.outputs import PictureOptions, write_timelines
 from penstock.errors import NotationError
 from penstock.notation.timelines import MEASURED, PLANNED, RECORDING_FILE, load_recording
 from penstock.view.tables import bubble_table
 
 
 @dataclass(frozen=True)
-class Trace:
+class Trace(PictureOptions):
     """Say how large the bubble of a training run was: planned, measured, and what it was made of."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR|FILE", help_behavior_hint="")]
     """The run's output directory, or its timelines.json."""
-    png: OutputFile = None
-    """Draw both timelines there, one above the other; .svg and .pdf work too."""
     perfetto: OutputFile = None
     """Write a trace of both for ui.perfetto.dev there."""
 
@@ -44,5 +42,5 @@ def run(argv: list[str]) -> int:
         highlight=False,
     )
     console.print(bubble_table(recording.timelines[PLANNED], recording.timelines[MEASURED]))
-    write_timelines(console, recording.timelines, png=options.png, perfetto=options.perfetto)
+    write_timelines(console, recording.timelines, options, perfetto=options.perfetto)
     return 0

@@ -9,28 +9,36 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from penstock.cli.options import Microbatches, Ranks, Subject, parse, read_schedule
+from penstock.cli.options import Chunks, Microbatches, Ranks, Subject, parse, read_schedule_or_program
 from penstock.ir import COMPUTE, SENDS
 from penstock.verifier import Proof, verify
 
 
 @dataclass(frozen=True)
 class Verify:
-    """Prove that a schedule runs to its end and computes what it should, or show why it does not."""
+    """Prove that a schedule or program runs to its end and computes what it should, or show why it does not."""
 
     schedule: Subject
-    """A schedule's name, or a file with one (JSON or text grid)."""
+    """A schedule's name, or a file with one (JSON, text grid or CSV), or with a program (JSON)."""
     ranks: Ranks = None
     """Number of ranks p, for a schedule given by name."""
     microbatches: Microbatches = None
     """Number of microbatches m, for a schedule given by name."""
+    num_chunks: Chunks = None
+    """Number of stages a rank v, for a schedule given by name."""
 
 
 def run(argv: list[str]) -> int:
     """Verifies the schedule that `argv` names; returns the exit code. A counter-example is raised."""
     options = parse(Verify, argv, command="verify")
-    schedule = read_schedule(options.schedule, num_ranks=options.ranks, num_microbatches=options.microbatches)
-    proof = verify(schedule)
+    subject = read_schedule_or_program(
+        options.schedule,
+        num_ranks=options.ranks,
+        num_microbatches=options.microbatches,
+        num_chunks=options.num_chunks,
+    )
+    proof = verify(subject)
+    schedule = proof.program.schedule
     kinds = Counter(entry.kind for _, _, entry in proof.program.instructions())
     ops = sum(kinds[kind] for kind in COMPUTE)
     messages = sum(kinds[kind] for kind in SENDS)

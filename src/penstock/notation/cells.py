@@ -8,7 +8,7 @@ from penstock.errors import NotationError
 from penstock.ir.ops import ORDERED, Op, OpKind
 from penstock.ir.placement import Placement
 
-_CELL = re.compile(r"(?P<stage>\d+)?(?P<kind>[A-Z]+)(?P<microbatch>\d+)(?:@(?P<replica>\d+))?")
+_CELL = re.compile(r"(?P<stage>\d{1,9})?(?P<kind>[A-Z]+)(?P<microbatch>\d{1,9})(?:@(?P<replica>\d{1,9}))?")
 
 
 def parse_op(text: str, *, rank: int, placement: Placement) -> Op:
@@ -23,8 +23,7 @@ def parse_op(text: str, *, rank: int, placement: Placement) -> Op:
     replica = int(match["replica"] or 0)
     if replica >= placement.num_replicas:
         raise NotationError(f'rank {rank}: "{text}" names replica {replica} of {placement.num_replicas}')
-    held = placement.stages_of(rank, replica)
-    stage = int(match["stage"]) if match["stage"] else _only_stage(text, rank, held)
+    stage = int(match["stage"]) if match["stage"] else _only_stage(text, rank, placement.stages_of(rank, replica))
     if stage >= placement.num_stages:
         raise NotationError(f'rank {rank}: "{text}" names stage {stage} of {placement.num_stages}')
     return Op(OpKind[match["kind"]], stage, int(match["microbatch"]), replica)

@@ -10,8 +10,9 @@ rank that keeps what it offloads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -24,6 +25,11 @@ from penstock.notation.grid import parse_grid
 
 FORMAT = "penstock.schedule"
 VERSION = 1
+
+Loaded = TypeVar("Loaded")
+
+_READERS = {"penstock.program": "penstock verify", "penstock.recording": "penstock trace"}
+"""Other format -> the command that takes its files."""
 
 
 class _Heading(msgspec.Struct):
@@ -66,14 +72,7 @@ def schedule_from_json(text: str | bytes) -> Schedule:
         NotationError: not JSON, another format, another version, or a field that does not fit, and where.
     """
     try:
-        heading = msgspec.json.decode(text, type=_Heading)
-        if heading.format != FORMAT:
-            raise NotationError(f'the file says format "{heading.format}"; a schedule says "{FORMAT}"')
-        if heading.version != VERSION:
-            raise NotationError(
-                f"the file has version {heading.version}; this penstock reads version {VERSION}; write it "
-                "again with this penstock, or read it with the one that wrote it"
-            )
+        check_heading(text, FORMAT, VERSION, what="schedule")
         file = msgspec.json.decode(text, type=_File)
         placement = Placement.replicas(*file.placement)
         ranks = tuple(
@@ -90,7 +89,7 @@ def schedule_from_json(text: str | bytes) -> Schedule:
             keepers=tuple(file.keepers),
         )
     except (msgspec.DecodeError, UnicodeError, RecursionError, ScheduleError) as error:
-        raise NotationError(f"not a schedule file: {error}") from None
+        raise NotationError(f"not a schedule file: {error}{remedy(error)}") from None
 
 
 def load_schedule(path: str | Path) -> Schedule:
@@ -99,17 +98,73 @@ def load_schedule(path: str | Path) -> Schedule:
     Raises:
         NotationError: the file cannot be read or does not hold a schedule; the message names the file.
     """
+    return load(path, schedule_in)
+
+
+def schedule_in(data: bytes, path: Path) -> Schedule:
+    """Returns the schedule that `data`, the content of the file at `path`, describes.
+
+    Raises:
+        NotationError: it describes none.
+        UnicodeDecodeError: it is not text.
+    """
+    if is_json(data, path):
+        return schedule_from_json(data)
+    if path.suffix == ".csv":
+        return schedule_from_csv(data.decode(), name=path.stem)
+    return parse_grid(data.decode())
+
+
+def is_json(data: bytes, path: Path) -> bool:
+    """Whether `data`, the content of the file at `path`, is meant as JSON."""
+    return path.suffix == ".json" or data.lstrip().startswith(b"{")
+
+
+def load(path: str | Path, parse: Callable[[bytes, Path], Loaded]) -> Loaded:
+    """Returns what `parse` makes of the content of the file at `path`.
+
+    Raises:
+        NotationError: the file cannot be read, or `parse` refuses it; the message names the file.
+    """
     path = Path(path)
     try:
-        data = path.read_bytes()
-        if path.suffix == ".json" or data.lstrip().startswith(b"{"):
-            return schedule_from_json(data)
-        if path.suffix == ".csv":
-            return schedule_from_csv(data.decode(), name=path.stem)
-        return parse_grid(data.decode())
+        return parse(path.read_bytes(), path)
     except OSError as error:
-        raise NotationError(f"cannot read {path}: {error.strerror}") from None
+        raise NotationError(f"cannot read {path}: {error.strerror}; name a file with a schedule") from None
     except UnicodeDecodeError:
         raise NotationError(f"{path} is not text; a schedule is JSON, a text grid or CSV") from None
     except NotationError as error:
         raise NotationError(f"{path}: {error}") from None
+
+
+def format_of(text: str | bytes) -> str:
+    """Returns which format the JSON in `text` says it has.
+
+    Raises:
+        msgspec.DecodeError: it is not JSON, or does not say.
+    """
+    return msgspec.json.decode(text, type=_Heading).format
+
+
+def check_heading(text: str | bytes, expected: str, version: int, *, what: str) -> None:
+    """Refuses JSON of another format than `expected`, or of another version than `version`.
+
+    Raises:
+        NotationError: another format or version.
+        msgspec.DecodeError: not JSON, or neither is said.
+    """
+    heading = msgspec.json.decode(text, type=_Heading)
+    if heading.format != expected:
+        taken = f", which {_READERS[heading.format]} takes" if heading.format in _READERS else ""
+        raise NotationError(f'the file says format "{heading.format}"{taken}; a {what} says "{expected}"')
+    if heading.version != version:
+        raise NotationError(
+            f"the file has version {heading.version}; this penstock reads version {version}; write it "
+            "again with this penstock, or read it with the one that wrote it"
+        )
+
+
+def remedy(error: Exception) -> str:
+    """Returns what to do about `error` where its own words, as of text that is not JSON, do not say it."""
+    says_where = isinstance(error, msgspec.ValidationError | ScheduleError)
+    return "" if says_where else "; the file is damaged or no JSON, write it again"

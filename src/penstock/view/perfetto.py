@@ -86,9 +86,7 @@ def _wait_events(process: int, wait: Wait) -> Iterator[Event]:
 
 
 def _message_events(process: int, timeline: Timeline, numbers: Iterator[int]) -> Iterator[Event]:
-    makers = {
-        value: span for span in timeline.spans if span.op.kind in COMPUTE for value in produced(span.op)
-    }
+    makers = {value: span for span in timeline.spans if span.op.kind in COMPUTE for value in produced(span.op)}
     takers = {(span.rank, span.op): span for span in timeline.spans}
     num_stages = 1 + max((span.op.stage for span in timeline.spans), default=0)
     for channel, op, start, end in timeline.transmissions:

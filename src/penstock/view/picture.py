@@ -38,7 +38,7 @@ FORMATS: dict[str, dict[str, str | None]] = {
 }
 """Suffix -> metadata that keeps equal pictures equal as files."""
 
-_STYLE = {
+STYLE = {
     "font.family": "sans-serif",
     "font.size": 8.0,
     "axes.linewidth": 0.6,
@@ -48,7 +48,7 @@ _STYLE = {
     "pdf.fonttype": 42,
 }
 
-_INK, _PALE_INK = "#1b1b1b", "#5c5c5c"
+INK, PALE_INK = "#1b1b1b", "#5c5c5c"
 _POINTS_PER_INCH = 72
 
 
@@ -88,17 +88,33 @@ def draw_timelines(
     Raises:
         UserError: nothing to draw, another suffix, or a file that cannot be written.
     """
-    path = Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise UserError(f'cannot draw "{path}"; use a suffix of {", ".join(FORMATS)}')
+    check_format(path)
     if not any(timeline.makespan for timeline in panels.values()):
         raise UserError("there is nothing to draw: no timeline has an op that takes time")
-    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
-        figure = _figure(panels, width_inches=width_inches, memory=memory)
-        try:
-            figure.savefig(path, dpi=dots_per_inch, metadata=FORMATS[path.suffix.lower()])
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from None
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+        save_figure(_figure(panels, width_inches=width_inches, memory=memory), path, dots_per_inch=dots_per_inch)
+
+
+def check_format(path: str | Path) -> None:
+    """Refuses a file whose suffix names no format that pictures have.
+
+    Raises:
+        UserError: so it does.
+    """
+    if Path(path).suffix.lower() not in FORMATS:
+        raise UserError(f'cannot draw "{path}"; use a suffix of {", ".join(FORMATS)}')
+
+
+def save_figure(figure: Figure, path: str | Path, *, dots_per_inch: int = 200) -> None:
+    """Writes `figure` to the file at `path`; equal figures give equal files.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        figure.savefig(path, dpi=dots_per_inch, metadata=FORMATS[Path(path).suffix.lower()])
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _figure(panels: Mapping[str, Timeline], *, width_inches: float, memory: bool) -> Figure:
@@ -164,9 +180,9 @@ def _axes(figure: Figure, layout: _Layout, *, top: float, height: float, end: fl
     axes.set_xlim(0, end * 1.002)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_PALE_INK)
+    axes.spines["bottom"].set_color(PALE_INK)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=9, steps=[1, 2, 2.5, 5, 10]))
-    axes.tick_params(axis="x", length=2.5, width=0.6, color=_PALE_INK, labelbottom=False)
+    axes.tick_params(axis="x", length=2.5, width=0.6, color=PALE_INK, labelbottom=False)
     axes.tick_params(axis="y", length=0, pad=3)
     return axes
 
@@ -181,14 +197,14 @@ def _title(figure: Figure, axes: Axes, title: str, timeline: Timeline) -> None:
     makespan = time_unit(timeline.makespan).text(timeline.makespan)
     facts = f"bubble {timeline.bubble_fraction:.1%}    makespan {makespan}"
     above = offset_copy(axes.transAxes, figure, y=4, units="points")
-    axes.text(0, 1, title, transform=above, ha="left", weight="bold", color=_INK)
-    axes.text(1, 1, facts, transform=above, ha="right", color=_PALE_INK)
+    axes.text(0, 1, title, transform=above, ha="left", weight="bold", color=INK)
+    axes.text(1, 1, facts, transform=above, ha="right", color=PALE_INK)
 
 
 def _label_time(axes: Axes, unit: Unit) -> None:
     axes.tick_params(axis="x", labelbottom=True, labelsize=7)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds * unit.per_base:g}"))
-    axes.set_xlabel(f"time ({unit.name})", size=7.5, labelpad=2, color=_INK)
+    axes.set_xlabel(f"time ({unit.name})", size=7.5, labelpad=2, color=INK)
 
 
 def _legend(figure: Figure, panels: Mapping[str, Timeline], layout: _Layout) -> None:
@@ -219,6 +235,4 @@ def _legend(figure: Figure, panels: Mapping[str, Timeline], layout: _Layout) -> 
 
 def _occurs(shade: Shade, panels: Mapping[str, Timeline]) -> bool:
     index = {WAITING: 1, TRANSFER: 2}[shade]
-    return any(
-        timeline.shares(rank)[index] > 0 for timeline in panels.values() for rank in range(timeline.num_ranks)
-    )
+    return any(timeline.shares(rank)[index] > 0 for timeline in panels.values() for rank in range(timeline.num_ranks))

@@ -1,12 +1,15 @@
-"""Tables about timelines, readable as plain text: planned against measured, and what a simulation says."""
+"""Tables readable as plain text: planned against measured, what a simulation says, schedules side by side."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from rich import box
 from rich.table import Table
 
 from penstock.errors import UserError
 from penstock.timeline import Timeline
+from penstock.view.comparison import Row
 from penstock.view.units import Unit, time_unit
 
 _BUBBLE_CAPTION = """\
@@ -32,8 +35,7 @@ def bubble_table(planned: Timeline, measured: Timeline) -> Table:
     """
     if planned.num_ranks != measured.num_ranks:
         raise UserError(
-            f"planned has {planned.num_ranks} ranks, measured {measured.num_ranks}; "
-            "compare timelines of one schedule"
+            f"planned has {planned.num_ranks} ranks, measured {measured.num_ranks}; compare timelines of one schedule"
         )
     unit = time_unit(max(planned.makespan, measured.makespan))
     table = Table(
@@ -63,6 +65,45 @@ def bubble_table(planned: Timeline, measured: Timeline) -> Table:
     return table
 
 
+_COMPARISON_CAPTION = """\
+bubble    idle / total
+makespan  from 0 to the end of the last op
+span      first start to last end, longest rank
+peak      activations kept from F to B or I, worst rank
+deferred  activations kept on for W alone, worst rank
+          (both: 1 is a rank's share for one microbatch,
+          a chunk's counts 1/v)
+copies    weights held: replicas × versions"""
+
+
+def comparison_table(rows: Sequence[Row]) -> Table:
+    """Returns the rows of a comparison in their order. Within 80 columns."""
+    unit = time_unit(max((row.makespan for row in rows), default=0))
+    table = Table(
+        caption=_COMPARISON_CAPTION,
+        caption_justify="left",
+        caption_style="dim",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("schedule", no_wrap=True)
+    headings = ("v", "bubble", f"makespan ({unit.name})", f"span ({unit.name})", "peak", "deferred", "copies")
+    for heading in (*headings, "messages"):
+        table.add_column(heading.replace(" ", "\n"), justify="right", style="bold" if heading == "bubble" else None)
+    for row in rows:
+        table.add_row(
+            row.name,
+            str(row.num_chunks),
+            f"{float(row.bubble_fraction):.1%}",
+            unit.number(row.makespan),
+            unit.number(row.per_rank_span),
+            *(f"{float(number):.4g}" for number in (row.peak_activations, row.peak_deferred, row.weight_copies)),
+            str(row.messages),
+        )
+    return table
+
+
 def rank_table(timeline: Timeline) -> Table:
     """Returns for each rank of one timeline its bubble, compute and peaks."""
     unit = time_unit(timeline.makespan)
@@ -71,9 +112,7 @@ def rank_table(timeline: Timeline) -> Table:
         table.add_column(heading, justify="right")
     for rank, (busy, peak) in enumerate(zip(timeline.busy, timeline.peak_activations, strict=True)):
         idle = timeline.makespan - busy
-        table.add_row(
-            str(rank), unit.number(busy), unit.number(idle), _percent(idle, timeline.makespan), str(peak)
-        )
+        table.add_row(str(rank), unit.number(busy), unit.number(idle), _percent(idle, timeline.makespan), str(peak))
     return table
 
 
