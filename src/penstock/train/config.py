@@ -77,7 +77,7 @@ class OptimizerConfig:
 class RunConfig:
     """Length, place and repeatability of one run."""
 
-    steps: int = 420
+    steps: int = 340
     """Optimizer steps."""
     batch_size: int = 8
     """Sequences per step over all microbatches; a multiple of pipeline.microbatches."""
@@ -99,7 +99,7 @@ class RunConfig:
 class CheckpointConfig:
     """When checkpoints are written and how many stay."""
 
-    every: int = 140
+    every: int = 170
     """Steps between checkpoints; 0 saves only at the end."""
     keep: int = 2
     """Newest checkpoints that stay on disk."""
@@ -109,7 +109,7 @@ class CheckpointConfig:
 class EvaluateConfig:
     """When the held-out loss is measured, and on how much text."""
 
-    every: int = 140
+    every: int = 170
     """Steps between evaluations; 0 evaluates only at the end."""
     batches: int = 24
     """Batches of held-out text per evaluation, spread evenly over it."""
