@@ -2,7 +2,15 @@
 
 from penstock import Op, OpKind, parse_grid
 from penstock.ir import Value, ValueKind
-from penstock.ir.steps import Gradient, awaited_gradients, contributed, optimizer_steps, reduction, rounds
+from penstock.ir.steps import (
+    Gradient,
+    awaited_gradients,
+    contributed,
+    optimizer_steps,
+    reduction,
+    rounds,
+    useful_products,
+)
 from penstock.schedules import gpipe, pipedream, pipedream_2bw
 
 S = OpKind.S
@@ -55,3 +63,10 @@ def test_a_step_waits_for_what_the_other_owners_contribute() -> None:
     assert {op.stage for op in awaited} == {0}
     assert contributed(reduction(Op(S, 0, 3, 0))) == Value(ValueKind.WEIGHT_GRAD, 0, 3, 0)
     assert awaited_gradients(pipedream_2bw(2, 4)) == {}
+
+
+def test_weight_gradients_are_of_use_only_where_a_step_takes_them() -> None:
+    flush, stashed = useful_products(gpipe(2, 2)), useful_products(pipedream(2, 2))
+    assert flush[OpKind.B] == (ValueKind.INPUT_GRAD,)
+    assert stashed[OpKind.B] == (ValueKind.INPUT_GRAD, ValueKind.WEIGHT_GRAD)
+    assert flush[OpKind.F] == stashed[OpKind.F] == (ValueKind.OUTPUT, ValueKind.SAVED)

@@ -42,6 +42,9 @@ class Value(NamedTuple):
     replica: int
 
 
+Key = tuple[int, int, int, int]
+"""A value in an inner loop: the plain tuple that a `Value` equals, in a fifth of the time."""
+
 CONSUMES: dict[OpKind, tuple[tuple[ValueKind, int], ...]] = {
     OpKind.F: ((ValueKind.OUTPUT, -1),),
     OpKind.B: ((ValueKind.SAVED, 0), (ValueKind.INPUT_GRAD, +1)),
@@ -76,6 +79,16 @@ TRAVELS: dict[ValueKind, tuple[int, OpKind, OpKind, OpKind]] = {
     ValueKind.INPUT_GRAD: (-1, OpKind.SEND_B, OpKind.RECV_B, OpKind.B),
 }
 """Kind of value that crosses stages -> (stage of its taker, its send, its receive, its channel's kind)."""
+
+
+TAKES = {
+    kind: tuple((value, offset, TRAVELS[value]) for value, offset in row if value in TRAVELS)
+    for kind, row in CONSUMES.items()
+}
+"""Kind of op -> (kind of value, stage of its maker relative to the op's, how it travels), of what may cross stages."""
+
+GIVES = {kind: tuple((value, TRAVELS[value]) for value in row if value in TRAVELS) for kind, row in PRODUCES.items()}
+"""Kind of op -> (kind of value, how it travels), of what may cross stages."""
 
 
 def consumed(op: Op, num_stages: int) -> list[Value]:

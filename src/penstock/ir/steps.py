@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import NamedTuple
 
-from penstock.ir.dependencies import Value, ValueKind
+from penstock.ir.dependencies import PRODUCES, Value, ValueKind
 from penstock.ir.ops import Op, OpKind
 from penstock.ir.schedule import Schedule, WeightRule
 
@@ -85,6 +85,12 @@ def reduction(step: Op) -> Op:
 def contributed(reduced: Op) -> Value:
     """Returns what a rank has given to the other owners of a stage once its reduction `reduced` has run."""
     return Value(ValueKind.WEIGHT_GRAD, *reduced[1:])
+
+
+def useful_products(schedule: Schedule) -> dict[OpKind, tuple[ValueKind, ...]]:
+    """Returns what each kind of op makes that another op of `schedule` may take: no weight gradients without an S."""
+    unused = {ValueKind.WEIGHT_GRAD} if schedule.weight_rule in SYNCHRONOUS else set()
+    return {kind: tuple(value for value in PRODUCES.get(kind, ()) if value not in unused) for kind in OpKind}
 
 
 def awaited_gradients(schedule: Schedule) -> dict[Op, tuple[Value, ...]]:

@@ -15,14 +15,21 @@
 
 from __future__ import annotations
 
-from penstock.ir.dependencies import TRAVELS, Value, consumed, message, produced
+from collections import defaultdict
+
+from penstock.ir.collector import collector_paused
+from penstock.ir.dependencies import GIVES, TAKES, Key
 from penstock.ir.ops import NO_MICROBATCH, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Instruction, Program
 from penstock.ir.schedule import Schedule, WeightRule
 from penstock.ir.steps import ADDS_GRADIENT, SYNCHRONOUS, optimizer_steps, reduction
 from penstock.lowering.posting import Incoming, post_receives
 
+Sent = dict[Channel, list[Key]]
+"""What travels on each channel, in the order of its sends."""
 
+
+@collector_paused
 def lower(schedule: Schedule, *, reduce_gradients: bool = False) -> Program:
     """Returns `schedule` as a Program; see the rules at the top of this file.
 
@@ -34,82 +41,96 @@ def lower(schedule: Schedule, *, reduce_gradients: bool = False) -> Program:
         reduce_gradients: add REDUCE_GRAD for data-parallel replicas. Schedules with several pipeline
             directions, and replicated stages, always have it, between the owners of a stage.
     """
-    makers = _makers(schedule)
-    takers = {value: rank for rank, _, op in schedule.ops() for value in consumed(op, schedule.num_stages)}
+    makers, takers = _ends(schedule)
     reductions = _reductions(schedule, reduce_gradients)
+    sent: Sent = {}
     sending: list[list[Instruction]] = []
-    for rank, ops in enumerate(schedule.ranks):
-        entries: list[Instruction] = []
-        after: list[Instruction] = []
-        pairs = frozenset(schedule.overlapped[rank]) if schedule.overlapped else ()
-        for position, op in enumerate(ops):
-            entries.append(op)
-            after.extend(_sends(op, rank, takers))
-            if position in reductions[rank]:
-                after.append(reductions[rank][position])
-            if position not in pairs:
-                entries.extend(after)
-                after.clear()
+    for rank in range(schedule.num_ranks):
+        entries = _with_sends(schedule, rank, takers, reductions[rank], sent)
         if schedule.weight_rule is WeightRule.FLUSH and _reduces(schedule, reduce_gradients):
             trained = {(reduced.stage, reduced.replica) for reduced in reductions[rank].values()}
             held = (key for key in _held(schedule, rank) if key not in trained)
             entries.extend(Op(OpKind.REDUCE_GRAD, stage, NO_MICROBATCH, replica) for stage, replica in held)
         sending.append(entries)
-    incoming = [_incoming(schedule, rank, makers, sending) for rank in range(schedule.num_ranks)]
+    incoming = [_incoming(schedule, rank, makers, sent) for rank in range(schedule.num_ranks)]
     return Program(schedule, post_receives(schedule, sending, incoming))
 
 
-def _makers(schedule: Schedule) -> dict[Value, int]:
-    return {value: rank for rank, _, op in schedule.ops() for value in produced(op) if value.kind in TRAVELS}
+def _ends(schedule: Schedule) -> tuple[dict[Key, int], dict[Key, int]]:
+    """Returns the rank that makes each value that may cross stages, and the rank that takes it."""
+    makers: dict[Key, int] = {}
+    takers: dict[Key, int] = {}
+    for rank, ops in enumerate(schedule.ranks):
+        for kind, stage, microbatch, replica in ops:
+            for made, _ in GIVES[kind]:
+                makers[made, stage, microbatch, replica] = rank
+            for taken, offset, _ in TAKES[kind]:
+                takers[taken, stage + offset, microbatch, replica] = rank
+    return makers, takers
 
 
-def _sends(op: Op, rank: int, takers: dict[Value, int]) -> list[Instruction]:
-    """Returns the sends of what `op` made to the ranks that take it; none where the taker is this rank."""
-    found: list[Instruction] = []
-    for value in produced(op):
-        taker = takers.get(value, rank) if value.kind in TRAVELS else rank
-        if taker != rank:
-            found.append(message(value, maker=rank, taker=taker)[0])
-    return found
-
-
-def _incoming(
-    schedule: Schedule, rank: int, makers: dict[Value, int], sending: list[list[Instruction]]
-) -> list[Incoming]:
-    """Returns the receives of `rank`, by channel, in the order in which their messages are sent."""
-    wanted: dict[Channel, dict[Value, tuple[int, Transfer]]] = {}
-    seconds = {start + 1 for start in schedule.overlapped[rank]} if schedule.overlapped else ()
+def _with_sends(
+    schedule: Schedule, rank: int, takers: dict[Key, int], reductions: dict[int, Op], sent: Sent
+) -> list[Instruction]:
+    """Returns the ops of `rank` with sends and reductions behind them; notes in `sent` what it sends."""
+    entries: list[Instruction] = []
+    after: list[Instruction] = []
+    pairs = frozenset(schedule.overlapped[rank]) if schedule.overlapped else ()
+    last_stage = schedule.num_stages - 1
+    channels: dict[tuple[int, int], Channel] = {}
     for position, op in enumerate(schedule.ranks[rank]):
-        before = position - 1 if position in seconds else position  # a pair takes all its inputs at its start
-        for value in consumed(op, schedule.num_stages):
-            if value.kind not in TRAVELS:
+        entries.append(op)
+        kind, stage, microbatch, replica = op
+        for value, (_, send, _, channel_kind) in GIVES[kind]:
+            key = (value, stage, microbatch, replica)
+            taker = takers.get(key, rank) if 0 <= stage <= last_stage else rank
+            if taker != rank:
+                channel = channels.get((taker, value))
+                if channel is None:
+                    channel = channels[taker, value] = Channel(rank, taker, channel_kind)
+                    sent[channel] = []
+                after.append(Transfer(send, stage, microbatch, replica, channel))
+                sent[channel].append(key)
+        if position in reductions:
+            after.append(reductions[position])
+        if after and position not in pairs:
+            entries.extend(after)
+            after.clear()
+    return entries
+
+
+def _incoming(schedule: Schedule, rank: int, makers: dict[Key, int], sent: Sent) -> list[Incoming]:
+    """Returns the receives of `rank`, by channel, in the order in which their messages are sent."""
+    wanted: dict[Channel, dict[Key, tuple[int, Transfer]]] = defaultdict(dict)
+    seconds = {start + 1 for start in schedule.overlapped[rank]} if schedule.overlapped else ()
+    channels: dict[tuple[int, int], Channel] = {}
+    num_stages = schedule.num_stages
+    for position, (kind, stage, microbatch, replica) in enumerate(schedule.ranks[rank]):
+        for value, offset, (_, _, receive, channel_kind) in TAKES[kind]:
+            if not 0 <= stage + offset < num_stages:
                 continue
-            maker = makers[value] if value in makers else _placed_maker(schedule, value, default=rank)
-            if maker != rank:
-                receive = message(value, maker=maker, taker=rank)[1]
-                wanted.setdefault(receive.channel, {})[value] = (before, receive)
+            key = (value, stage + offset, microbatch, replica)
+            maker = makers[key] if key in makers else _placed_maker(schedule, key, default=rank)
+            if maker == rank:
+                continue
+            channel = channels.get((maker, value))
+            if channel is None:
+                channel = channels[maker, value] = Channel(maker, rank, channel_kind)
+            before = position - 1 if position in seconds else position  # a pair takes all its inputs at its start
+            wanted[channel][key] = (before, Transfer(receive, stage, microbatch, replica, channel))
     incoming = []
     for channel in sorted(wanted):
         values = wanted[channel]
-        ordered = []
-        for entry in sending[channel.source]:
-            if isinstance(entry, Transfer) and entry.channel == channel:
-                found = values.pop(Value(_CARRIED[entry.kind], *entry[1:4]), None)
-                if found is not None:
-                    ordered.append(found)
+        ordered = [values.pop(key) for key in sent.get(channel, ()) if key in values]
         ordered.extend(values.values())
         incoming.append(Incoming(channel, tuple(ordered)))
     return incoming
 
 
-_CARRIED = {send: kind for kind, (_, send, _, _) in TRAVELS.items()}
-
-
-def _placed_maker(schedule: Schedule, value: Value, *, default: int) -> int:
+def _placed_maker(schedule: Schedule, value: Key, *, default: int) -> int:
     """Returns the rank that should make `value`, for schedules in which nobody does."""
-    if value.replica >= schedule.placement.num_replicas:
-        return default
-    return schedule.placement.rank_of(value.stage, value.replica)
+    _, stage, _, replica = value
+    return schedule.placement.rank_of(stage, replica) if replica < schedule.placement.num_replicas else default
 
 
 def _held(schedule: Schedule, rank: int) -> list[tuple[int, int]]:

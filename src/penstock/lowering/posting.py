@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from itertools import chain
 
-from penstock.ir.dependencies import Value, carried, consumed, produced
+from penstock.ir.dependencies import CONSUMES, MESSAGE, Key
 from penstock.ir.ops import Channel, Op, OpKind, Transfer
 from penstock.ir.program import Instruction
 from penstock.ir.schedule import Schedule
-from penstock.ir.steps import awaited_gradients, contributed
+from penstock.ir.steps import awaited_gradients, contributed, useful_products
+
+_REDUCE_GRAD = OpKind.REDUCE_GRAD  # a look-up in an enum costs more than the rest of an inner loop's line
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,15 @@ class Incoming:
 
     channel: Channel
     receives: tuple[tuple[int, Transfer], ...]
+
+
+@dataclass
+class _Lane:
+    """How far the messages of one channel have come."""
+
+    receives: tuple[tuple[int, Transfer], ...] = ()
+    posted: int = 0
+    sent: int = 0
 
 
 @dataclass
@@ -31,7 +41,8 @@ class _Rank:
     out: list[Instruction] = field(default_factory=list)
     at: int = 0
     ops_done: int = 0
-    own: set[Value] = field(default_factory=set)
+    exists: set[Key] = field(default_factory=set)
+    blocked_by: Key | Channel | None = None  # the value that is not there, or where no receive is posted
 
 
 class _Walk:
@@ -39,93 +50,115 @@ class _Walk:
 
     def __init__(self, schedule: Schedule, sending: list[list[Instruction]], incoming: list[list[Incoming]]) -> None:
         self.num_stages = schedule.num_stages
-        self.unposted = {
-            lane.channel: deque(receive for _, receive in lane.receives) for row in incoming for lane in row
-        }
-        self.posted = dict.fromkeys(self.unposted, 0)
-        self.sent = dict.fromkeys(self.unposted, 0)
-        self.arrived: set[Value] = set()
-        self.taken = {carried(receive) for lane in self.unposted.values() for receive in lane}
+        self.lanes = {lane.channel: _Lane(lane.receives) for row in incoming for lane in row}
         self.awaited = awaited_gradients(schedule)
-        self.taken.update(chain.from_iterable(self.awaited.values()))
         pairs = [frozenset(starts) for starts in schedule.overlapped] or [frozenset[int]()] * len(sending)
         self.ranks = [
             _Rank(entries, _due(lanes), starts) for entries, lanes, starts in zip(sending, incoming, pairs, strict=True)
         ]
+        self.awake = deque(self.ranks)
+        self.made_by = useful_products(schedule)
 
     def run(self) -> None:
-        awake = deque(range(len(self.ranks)))
-        while awake:
-            while awake:
-                self.advance(awake.popleft(), awake)
-            self.unblock(awake)
+        while self.awake:
+            while self.awake:
+                self.advance(self.awake.popleft())
+            self.unblock()
         for rank in self.ranks:
-            while rank.at < len(rank.entries):
-                self.step(rank)
+            self.finish(rank)
 
-    def advance(self, index: int, awake: deque[int]) -> None:
+    def advance(self, rank: _Rank) -> None:
         """Moves one rank on until it blocks; wakes the ranks that wait for what it did."""
-        rank = self.ranks[index]
-        while rank.at < len(rank.entries):
-            entry = rank.entries[rank.at]
+        entries, due = rank.entries, rank.due
+        rank.blocked_by = None
+        while rank.at < len(entries):
+            entry = entries[rank.at]
             if isinstance(entry, Transfer):
-                if self.posted.get(entry.channel, 0) <= self.sent.get(entry.channel, 0):
+                if not self.send(entry):
+                    rank.blocked_by = entry.channel
                     return
             else:
-                awake.extend(self.post_due(rank))
-                if not self.ready(rank, entry):
-                    return
-            self.step(rank)
-            if isinstance(entry, Transfer):
-                awake.append(entry.channel.target)
-            elif self.awaited and entry.kind == OpKind.REDUCE_GRAD:
-                awake.extend(range(len(self.ranks)))
+                if due and due[0][0] <= rank.ops_done:
+                    self.post_due(rank)
+                if entry[0] == _REDUCE_GRAD:
+                    for other in self.ranks if self.awaited else ():
+                        self.arrive(contributed(entry), other)
+                else:
+                    rank.blocked_by = self.missing(rank, entry)
+                    if rank.blocked_by is not None:
+                        return
+                    kind, stage, microbatch, replica = entry
+                    rank.ops_done += 1
+                    for value in self.made_by[kind]:
+                        rank.exists.add((value, stage, microbatch, replica))
+            rank.out.append(entry)
+            rank.at += 1
 
-    def step(self, rank: _Rank) -> None:
-        entry = rank.entries[rank.at]
-        rank.at += 1
-        if isinstance(entry, Transfer):
-            self.sent[entry.channel] = self.sent.get(entry.channel, 0) + 1
-            self.arrived.add(carried(entry))
-        elif entry.kind == OpKind.REDUCE_GRAD:
-            self.arrived.add(contributed(entry))
-        else:
-            self.post_due(rank)
-            rank.ops_done += 1
-            rank.own.update(produced(entry))
-        rank.out.append(entry)
+    def finish(self, rank: _Rank) -> None:
+        """Writes what is left of a rank that cannot go on."""
+        for entry in rank.entries[rank.at :]:
+            if not isinstance(entry, Transfer) and entry.kind != OpKind.REDUCE_GRAD:
+                self.post_due(rank)
+                rank.ops_done += 1
+            rank.out.append(entry)
 
-    def ready(self, rank: _Rank, op: Op) -> bool:
-        if op.kind == OpKind.REDUCE_GRAD:
-            return True
-        needs = [*consumed(op, self.num_stages), *self.awaited.get(op, ())]
-        if rank.ops_done in rank.pairs:
-            second = rank.entries[rank.at + 1]
-            assert isinstance(second, Op)
-            needs += consumed(second, self.num_stages)
-        return all(value in (self.arrived if value in self.taken else rank.own) for value in needs)
+    def send(self, entry: Transfer) -> bool:
+        """Sends, if the receive is posted; returns whether it is."""
+        kind, stage, microbatch, replica, channel = entry
+        lane = self.lanes.get(channel)
+        if lane is None or lane.posted <= lane.sent:
+            return False
+        lane.sent += 1
+        value, offset = MESSAGE[kind]
+        self.arrive((value, stage + offset, microbatch, replica), self.ranks[channel.target])
+        return True
 
-    def post_due(self, rank: _Rank) -> list[int]:
-        """Posts the receives due before the op that `rank` is at; returns the ranks that send them."""
-        woken = []
-        while rank.due and rank.due[0][0] <= rank.ops_done:
-            _, channel, index = rank.due.popleft()
-            if self.posted[channel] <= index:
-                self.post(rank, channel)
-                woken.append(channel.source)
-        return woken
+    def arrive(self, value: Key, target: _Rank) -> None:
+        target.exists.add(value)
+        if target.blocked_by == value:
+            target.blocked_by = None
+            self.awake.append(target)
 
-    def post(self, rank: _Rank, channel: Channel) -> None:
-        rank.out.append(self.unposted[channel].popleft())
-        self.posted[channel] += 1
+    def missing(self, rank: _Rank, op: Op) -> Key | None:
+        """Returns a value that `op`, or the pair that it starts, has to wait for."""
+        num_stages, exists = self.num_stages, rank.exists
+        awaited = self.awaited.get(op, ()) if self.awaited else ()
+        for each in (op, rank.entries[rank.at + 1]) if rank.ops_done in rank.pairs else (op,):
+            kind, stage, microbatch, replica, *_ = each
+            for value, offset in CONSUMES[kind]:
+                maker = stage + offset
+                if 0 <= maker < num_stages:
+                    key = (value, maker, microbatch, replica)
+                    if key not in exists:
+                        return key
+        return next((value for value in awaited if value not in exists), None)
 
-    def unblock(self, awake: deque[int]) -> None:
+    def post_due(self, rank: _Rank) -> None:
+        """Posts the receives due before the op that `rank` is at."""
+        due = rank.due
+        while due and due[0][0] <= rank.ops_done:
+            _, channel, index = due.popleft()
+            if self.lanes[channel].posted <= index:
+                self.post(channel)
+
+    def post(self, channel: Channel) -> None:
+        """Posts the next receive of `channel`; wakes the sender that waits for it."""
+        lane = self.lanes[channel]
+        self.ranks[channel.target].out.append(lane.receives[lane.posted][1])
+        lane.posted += 1
+        source = self.ranks[channel.source]
+        if source.blocked_by == channel:
+            source.blocked_by = None
+            self.awake.append(source)
+
+    def unblock(self) -> None:
         """Posts, for every sender that waits for it, the receive where its receiver stands."""
-        for index, rank in enumerate(self.ranks):
+        for rank in self.ranks:
             entry = rank.entries[rank.at] if rank.at < len(rank.entries) else None
-            if isinstance(entry, Transfer) and self.unposted.get(entry.channel):
-                self.post(self.ranks[entry.channel.target], entry.channel)
-                awake.append(index)
+            if isinstance(entry, Transfer):
+                lane = self.lanes.get(entry.channel)
+                if lane is not None and lane.posted < len(lane.receives):
+                    self.post(entry.channel)
 
 
 def post_receives(

@@ -20,22 +20,25 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict, deque
-from typing import NamedTuple
+from operator import itemgetter
 
 from penstock.cluster import Cluster
 from penstock.costs import StageCosts
 from penstock.errors import UserError, VerificationError
-from penstock.ir.dependencies import Value, carried, consumed, produced
+from penstock.ir.collector import collector_paused
+from penstock.ir.dependencies import CONSUMES, MESSAGE, Key, produced
 from penstock.ir.ops import COMPUTE, RECEIVES, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Program
 from penstock.ir.schedule import Schedule
-from penstock.ir.steps import awaited_gradients, contributed
+from penstock.ir.steps import awaited_gradients, contributed, useful_products
 from penstock.lowering import lower
 from penstock.simulator.durations import durations
+from penstock.simulator.links import Lane, Wire
 from penstock.simulator.memory import memory_curves
 from penstock.timeline import Span, Timeline, Transmission, Wait
 
 
+@collector_paused
 def simulate(subject: Schedule | Program, costs: StageCosts, cluster: Cluster | None = None) -> Timeline:
     """Returns when everything runs if every op takes its stated time.
 
@@ -62,18 +65,13 @@ _COPIES = frozenset({OpKind.OFFLOAD, OpKind.RELOAD})
 _TAKEN_BY = {OpKind.RECV_F: OpKind.F, OpKind.RECV_B: OpKind.B}
 
 
-class _Message(NamedTuple):
-    """A message that may start at `ready`; ties are served by channel, and in order on each."""
+_Message = tuple[float, Channel, int, Transfer | Op]
+"""When a message may start, then channel and number, by which ties are served, and what takes it."""
 
-    ready: float
-    channel: Channel
-    number: int
-    taker: Transfer | Op
+_Arrival = tuple[float, Transmission]
+"""When a message was ready, and how it travelled."""
 
-
-class _Arrival(NamedTuple):
-    ready: float
-    transmission: Transmission
+_rank_and_start_of = itemgetter(Wait._fields.index("rank"), Wait._fields.index("start"))
 
 
 class _Run:
@@ -88,18 +86,20 @@ class _Run:
         self.keepers = schedule.keepers or range(program.num_ranks)
         self.at = [0] * program.num_ranks
         self.clock: list[float] = [0] * program.num_ranks
-        self.unmatched_sends: dict[Channel, deque[float]] = defaultdict(deque)
-        self.unmatched_receives: dict[Channel, deque[tuple[float, Transfer]]] = defaultdict(deque)
-        self.link_free: dict[tuple[int, int], float] = defaultdict(int)
-        self.matched: dict[Channel, int] = defaultdict(int)
-        self.arrived: dict[Value, _Arrival] = {}
-        self.posted: list[set[Value]] = [set() for _ in range(program.num_ranks)]
-        self.made: list[set[Value]] = [set() for _ in range(program.num_ranks)]
+        self.num_stages = schedule.num_stages
+        self.speeds = [device.speed for device in cluster.devices]
+        self.made_by = useful_products(schedule)
+        self.lanes: dict[Channel, Lane] = defaultdict(Lane)
+        self.wires: dict[tuple[int, int], Wire] = {}
+        self.arrived: dict[Key, _Arrival] = {}
+        self.posted: list[set[Key]] = [set() for _ in range(program.num_ranks)]
+        self.made: list[set[Key]] = [set() for _ in range(program.num_ranks)]
+        self.blocked_by: list[Key | None] = [None] * program.num_ranks
         self.awaited = awaited_gradients(schedule)
         for step, values in self.awaited.items():
             self.posted[schedule.placement.rank_of(step.stage, step.replica)].update(values)
         self.copies: list[deque[tuple[float, Op]]] = [deque() for _ in range(program.num_ranks)]
-        self.leaving: list[list[Value]] = [[] for _ in range(program.num_ranks)]
+        self.leaving: list[list[Key]] = [[] for _ in range(program.num_ranks)]
         self.ready: list[_Message] = []
         self.spans: list[list[Span]] = [[] for _ in range(program.num_ranks)]
         self.waits: list[Wait] = []
@@ -109,7 +109,9 @@ class _Run:
         for rank in range(self.program.num_ranks):
             self.advance(rank)
         while self.ready:
-            self.advance(self.transmit(heapq.heappop(self.ready)))
+            rank, value = self.transmit(heapq.heappop(self.ready))
+            if self.blocked_by[rank] == value:
+                self.advance(rank)
         if any(at < len(entries) for at, entries in zip(self.at, self.program.ranks, strict=True)):
             name = self.program.schedule.name
             raise VerificationError(f"{name} cannot run to its end; penstock.verify shows why")
@@ -117,7 +119,7 @@ class _Run:
         return Timeline(
             self.program.num_ranks,
             spans,
-            tuple(sorted(self.waits, key=lambda wait: (wait.rank, wait.start))),
+            tuple(sorted(self.waits, key=_rank_and_start_of)),
             tuple(self.transmissions),
             memory_curves(self.program, self.costs, self.spans, self.transmissions),
         )
@@ -135,57 +137,64 @@ class _Run:
 
     def run_on(self, rank: int) -> None:
         """Runs `rank` until it needs a message that has not arrived."""
-        entries = self.program.ranks[rank]
-        while self.at[rank] < len(entries):
-            entry = entries[self.at[rank]]
+        entries, pairs = self.program.ranks[rank], self.pairs[rank]
+        at = self.at[rank]
+        while at < len(entries):
+            entry = entries[at]
             done = 1
             if isinstance(entry, Transfer):
                 self.post(rank, entry)
-            elif entry.kind in _COPIES:
+            elif entry[0] in _COPIES:
                 self.copy(rank, entry)
             else:
-                done = self.compute(rank, entry)
+                done = self.compute(rank, self.together(rank, at) if at in pairs else (entry,))
                 if not done:
-                    return
-            self.at[rank] += done
+                    break
+            at += done
+        self.at[rank] = at
 
     def post(self, rank: int, entry: Transfer) -> None:
         """Posts one end of a message; once both ends are there it is ready to start."""
-        channel = entry.channel
-        sends, receives = self.unmatched_sends[channel], self.unmatched_receives[channel]
-        if entry.kind in RECEIVES:
-            receives.append((self.clock[rank], entry))
-            self.posted[rank].add(carried(entry))
+        kind, stage, microbatch, replica, channel = entry
+        lane = self.lanes[channel]
+        if kind in RECEIVES:
+            lane.receives.append((self.clock[rank], entry))
+            value, offset = MESSAGE[kind]
+            self.posted[rank].add((value, stage + offset, microbatch, replica))
         else:
-            sends.append(self.clock[rank])
-        if sends and receives:
-            posted, receive = receives.popleft()
-            ready = max(sends.popleft(), posted)
-            heapq.heappush(self.ready, _Message(ready, channel, self.matched[channel], receive))
-            self.matched[channel] += 1
+            lane.sends.append(self.clock[rank])
+        if lane.sends and lane.receives:
+            posted, receive = lane.receives.popleft()
+            ready = max(lane.sends.popleft(), posted)
+            heapq.heappush(self.ready, (ready, channel, lane.matched, receive))
+            lane.matched += 1
 
-    def transmit(self, message: _Message) -> int:
-        """Lets a ready message or copy travel; returns the rank that may wait for it."""
-        channel, taker = message.channel, message.taker
-        link = self.cluster.link(channel.source, channel.target)
-        pair = (channel.source, channel.target)
+    def transmit(self, message: _Message) -> tuple[int, Key]:
+        """Lets a ready message or copy travel; returns the rank that may wait for it, and what arrives."""
+        ready, channel, _, taker = message
+        source, target, _ = channel
+        wire = self.wires.get((source, target))
+        if wire is None:
+            wire = self.wires[source, target] = Wire(self.cluster.link(source, target))
+        value: Key
         if isinstance(taker, Transfer):
-            value, op = carried(taker), Op(_TAKEN_BY[taker.kind], *taker[1:4])
-            num_bytes = self.bytes[min(value.stage, taker.stage)]
+            kind, stage, microbatch, replica, _ = taker
+            made, offset = MESSAGE[kind]
+            value = (made, stage + offset, microbatch, replica)
+            op, num_bytes = Op(_TAKEN_BY[kind], stage, microbatch, replica), self.bytes[min(stage + offset, stage)]
         else:
             value, op, num_bytes = produced(taker)[0], taker, self.copied_bytes[taker.stage]
-        start = max(message.ready, self.link_free[pair])
-        free = start + link.busy_seconds(num_bytes)
-        self.link_free[pair] = free
-        transmission = Transmission(channel, op, start, free + link.latency_seconds)
-        self.arrived[value] = _Arrival(message.ready, transmission)
+        start = max(ready, wire.free)
+        wire.free = start + wire.link.busy_seconds(num_bytes)
+        transmission = Transmission(channel, op, start, wire.free + wire.link.latency_seconds)
+        self.arrived[value] = (ready, transmission)
         self.transmissions.append(transmission)
         if isinstance(taker, Transfer):
-            return channel.target
-        rank = channel.source if op.kind == OpKind.OFFLOAD else channel.target
+            return target, value
+        rank = source if op.kind == OpKind.OFFLOAD else target
         self.copies[rank].popleft()
         self.start_copy(rank, transmission.end)
-        return rank
+        return rank, value
 
     def copy(self, rank: int, op: Op) -> None:
         """Queues an OFFLOAD or RELOAD behind the rank's copies."""
@@ -205,64 +214,78 @@ class _Run:
         away = op.kind == OpKind.OFFLOAD
         ends = (rank, self.keepers[rank]) if away else (self.keepers[rank], rank)
         channel = Channel(*ends, op.kind)
-        heapq.heappush(self.ready, _Message(max(issued, free), channel, self.matched[channel], op))
-        self.matched[channel] += 1
+        lane = self.lanes[channel]
+        heapq.heappush(self.ready, (max(issued, free), channel, lane.matched, op))
+        lane.matched += 1
 
-    def compute(self, rank: int, op: Op) -> int:
-        """Runs `op`, or the pair that starts with it, once its messages have arrived and its rank has made the rest.
+    def compute(self, rank: int, ops: tuple[Op, ...]) -> int:
+        """Runs an op, or a pair, once its messages have arrived and its rank has made the rest.
 
         Returns how many ops ran: 0 where something is not there yet.
         """
-        ops = self.together(rank, op)
         clock = start = self.clock[rank]
+        posted, made = self.posted[rank], self.made[rank]
         last: tuple[Op, _Arrival] | None = None
-        for each in ops:
-            for value in self.needs(rank, each):
-                if value not in self.posted[rank]:
-                    if value not in self.made[rank]:
-                        return 0
+        for op in ops:
+            for value in self.needs(rank, op):
+                arrival = None
+                if value in posted:
+                    arrival = self.arrived.get(value)
+                elif value in made:
                     continue
-                arrival = self.arrived.get(value)
                 if arrival is None:
+                    self.blocked_by[rank] = value
                     return 0
-                if arrival.transmission.end > start:
-                    start, last = arrival.transmission.end, (each, arrival)
+                end = arrival[1].end
+                if end > start:
+                    start, last = end, (op, arrival)
         if last is not None:
             self.wait(rank, last, clock, start)
         self.run(rank, ops, start)
         return len(ops)
 
-    def together(self, rank: int, op: Op) -> tuple[Op, ...]:
-        """Returns `op`, at which `rank` stands, with the op that overlaps it, if there is one."""
-        at = self.at[rank]
-        if at not in self.pairs[rank]:
-            return (op,)
-        after = self.program.ranks[rank][at + 1 : at + 2]
-        return (op, *(other for other in after if isinstance(other, Op)))
+    def together(self, rank: int, at: int) -> tuple[Op, ...]:
+        """Returns the pair that starts at position `at`; one op where the program ends there."""
+        return tuple(op for op in self.program.ranks[rank][at : at + 2] if isinstance(op, Op))
 
-    def needs(self, rank: int, op: Op) -> list[Value]:
-        needs = consumed(op, self.program.schedule.num_stages) if op.kind in COMPUTE else []
+    def needs(self, rank: int, op: Op) -> list[Key]:
+        kind, stage, microbatch, replica = op
+        needs: list[Key] = []
+        for value, offset in CONSUMES[kind] if kind in COMPUTE else ():
+            maker = stage + offset
+            if 0 <= maker < self.num_stages:
+                needs.append((value, maker, microbatch, replica))
         if self.awaited:
             needs.extend(self.awaited.get(op, ()))
-        if op.kind == OpKind.F and self.leaving[rank]:
+        if self.leaving[rank] and kind == OpKind.F:
             needs.extend(self.leaving[rank])
         return needs
 
     def wait(self, rank: int, last: tuple[Op, _Arrival], clock: float, start: float) -> None:
         op, arrival = last
-        source, target, _ = arrival.transmission.channel
-        self.waits.append(Wait(rank, op, clock, start, target if source == rank else source, arrival.ready))
+        ready, transmission = arrival
+        source, target, _ = transmission.channel
+        self.waits.append(Wait(rank, op, clock, start, target if source == rank else source, ready))
 
     def run(self, rank: int, ops: tuple[Op, ...], start: float) -> None:
-        speed = self.cluster.devices[rank].speed
-        for op, seconds in zip(ops, durations(ops, self.seconds, saved=self.saved), strict=True):
-            if op.kind in COMPUTE:
-                self.made[rank].update(produced(op))
-            if op.kind == OpKind.F:
-                self.leaving[rank].clear()
+        speed, made, spans = self.speeds[rank], self.made[rank], self.spans[rank]
+        for op, seconds in zip(ops, self.taken(ops), strict=True):
+            kind, stage, microbatch, replica = op
             end = start + (seconds if speed == 1 else seconds / speed)
-            self.spans[rank].append(Span(rank, op, start, end))
-            if op.kind == OpKind.REDUCE_GRAD:
-                given = Transmission(Channel(rank, rank, op.kind), op, end, end)
-                self.arrived[contributed(op)] = _Arrival(end, given)
-            self.clock[rank] = start = end
+            spans.append(Span(rank, op, start, end))
+            for value in self.made_by[kind]:
+                made.add((value, stage, microbatch, replica))
+            if self.leaving[rank] and kind == OpKind.F:
+                self.leaving[rank].clear()
+            if self.awaited and kind == OpKind.REDUCE_GRAD:
+                given = Transmission(Channel(rank, rank, kind), op, end, end)
+                self.arrived[contributed(op)] = (end, given)
+            start = end
+        self.clock[rank] = start
+
+    def taken(self, ops: tuple[Op, ...]) -> tuple[float, ...]:
+        """Returns the seconds of each op on a device of speed 1."""
+        if len(ops) > 1:
+            return durations(ops, self.seconds, saved=self.saved)
+        kind, stage, *_ = ops[0]
+        return (self.seconds[kind][stage] if kind in self.seconds else 0,)

@@ -78,7 +78,7 @@ class Replay:
         return float(self._kernel(*self._rows, seconds, busy, latency))
 
     def _tables(self, costs: StageCosts, cluster: Cluster) -> tuple[Times, Times, Times]:
-        """Returns the seconds of every kind of op, stage and rank, then how long messages keep a link and lag behind."""
+        """Returns the seconds of each kind of op, stage and rank, then how long messages keep a link and lag behind."""
         num_stages = self.program.schedule.num_stages
         of_kind, boundary = costs.seconds(num_stages), costs.per_stage("boundary_bytes", num_stages)
         links = [(cluster.link(channel.source, channel.target), stage) for channel, stage in self._message_keys]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from itertools import filterfalse, islice
+from collections import Counter, defaultdict
+from itertools import chain, filterfalse, islice
+from operator import itemgetter
 
 from penstock.errors import VerificationError
 from penstock.ir.ops import ORDERED, Op, OpKind
@@ -13,6 +14,9 @@ from penstock.ir.steps import SYNCHRONOUS, optimizer_steps
 
 _SHOWN = 6
 _SPLIT = (OpKind.I, OpKind.W)
+_KINDS = (OpKind.F, OpKind.B, *_SPLIT)
+_kind_of = itemgetter(0)
+_microbatch_and_replica_of = itemgetter(2, 3)
 
 
 def check_completeness(schedule: Schedule) -> None:
@@ -43,7 +47,7 @@ def check_order(program: Program) -> None:
             f"the program has {program.num_ranks} ranks; its schedule has {program.schedule.num_ranks}"
         )
     for rank, (entries, ops) in enumerate(zip(program.ranks, program.schedule.ranks, strict=True)):
-        kept = [entry for entry in entries if entry.kind in ORDERED]
+        kept = [entry for entry in entries if entry[0] in ORDERED]
         if tuple(kept) != ops:
             at = next((i for i, pair in enumerate(zip(kept, ops, strict=False)) if pair[0] != pair[1]), None)
             at = min(len(kept), len(ops)) if at is None else at
@@ -66,19 +70,24 @@ def _at(ops: object, index: int) -> str:
 
 def _misplaced(schedule: Schedule) -> list[str]:
     problems = []
-    for rank, position, op in schedule.ops():
-        where = f"  rank {rank} position {position}: {op}"
-        if not (0 <= op.stage < schedule.num_stages and 0 <= op.replica < schedule.placement.num_replicas):
-            problems.append(f"{where} is outside the placement's {schedule.num_stages} stages")
-        elif not 0 <= op.microbatch < schedule.num_microbatches:
-            problems.append(f"{where} is outside the {schedule.num_microbatches} microbatches")
-        elif schedule.placement.rank_of(op.stage, op.replica) != rank:
-            owner = schedule.placement.rank_of(op.stage, op.replica)
-            problems.append(f"{where} belongs on rank {owner}, which holds stage {op.stage}")
+    table, num_stages, num_microbatches = schedule.placement.table, schedule.num_stages, schedule.num_microbatches
+    for rank, ops in enumerate(schedule.ranks):
+        for position, (_, stage, microbatch, replica) in enumerate(ops):
+            if not (0 <= stage < num_stages and 0 <= replica < len(table)):
+                problem = f"is outside the placement's {num_stages} stages"
+            elif not 0 <= microbatch < num_microbatches:
+                problem = f"is outside the {num_microbatches} microbatches"
+            elif table[replica][stage] != rank:
+                problem = f"belongs on rank {table[replica][stage]}, which holds stage {stage}"
+            else:
+                continue
+            problems.append(f"  rank {rank} position {position}: {ops[position]} {problem}")
     return problems
 
 
 def _doubled(schedule: Schedule) -> list[str]:
+    if len(set(chain.from_iterable(schedule.ranks))) == sum(map(len, schedule.ranks)):
+        return []
     first: dict[Op, tuple[int, int]] = {}
     problems = []
     for rank, position, op in schedule.ops():
@@ -96,6 +105,8 @@ def _forbidden(schedule: Schedule) -> list[str]:
     forbidden = {OpKind.S} if rule in SYNCHRONOUS else set()
     if rule is WeightRule.FROZEN:
         forbidden = {OpKind.B, OpKind.I, OpKind.W, OpKind.S}
+    if forbidden.isdisjoint(map(_kind_of, chain.from_iterable(schedule.ranks))):
+        return []
     return [
         f"  rank {rank} position {position}: {op} may not occur under weight rule {rule.value}"
         for rank, position, op in schedule.ops()
@@ -104,26 +115,31 @@ def _forbidden(schedule: Schedule) -> list[str]:
 
 
 def _missing(schedule: Schedule) -> list[str]:
-    present = {op for _, _, op in schedule.ops()}
-    replica_of = _replicas(schedule)
+    counts = Counter(map(_microbatch_and_replica_of, chain.from_iterable(schedule.ranks)))
+    replica_of = _replicas(counts)
+    strangers = len(counts) > len(replica_of)
     problems = [
         f"  rank {rank} position {position}: {op} is of replica {op.replica}; microbatch {op.microbatch} "
         f"belongs to replica {replica_of[op.microbatch]}"
-        for rank, position, op in schedule.ops()
+        for rank, position, op in (schedule.ops() if strangers else ())
         if op.replica != replica_of[op.microbatch]
     ]
     absent = filterfalse(replica_of.__contains__, range(schedule.num_microbatches))
     problems += [f"  microbatch {microbatch} has no op at all" for microbatch in islice(absent, _SHOWN)]
+    there = _kinds_there(schedule)
+    whole = _faultless(schedule.weight_rule)
     for microbatch in sorted(filter(range(schedule.num_microbatches).__contains__, replica_of)):
         replica = replica_of[microbatch]
         if not 0 <= replica < schedule.placement.num_replicas:
             continue  # told among the misplaced
         for stage in range(schedule.num_stages):
-            rank = schedule.placement.rank_of(stage, replica)
-            problems += [
-                f"  rank {rank}: {Op(kind, stage, microbatch, replica)} {what}"
-                for kind, what in _faults(stage, microbatch, replica, present, schedule.weight_rule)
-            ]
+            kinds = there.get((stage, microbatch, replica), 0)
+            if kinds not in whole:
+                rank = schedule.placement.rank_of(stage, replica)
+                problems += [
+                    f"  rank {rank}: {Op(kind, stage, microbatch, replica)} {what}"
+                    for kind, what in _faults(kinds, schedule.weight_rule)
+                ]
     return problems
 
 
@@ -138,17 +154,36 @@ def _pending(schedule: Schedule) -> list[str]:
     return problems
 
 
-def _replicas(schedule: Schedule) -> dict[int, int]:
-    """Returns the replica to which each microbatch belongs: the one that holds most of its ops."""
-    counts: dict[int, Counter[int]] = {}
-    for _, _, op in schedule.ops():
-        counts.setdefault(op.microbatch, Counter())[op.replica] += 1
-    return {microbatch: count.most_common(1)[0][0] for microbatch, count in counts.items()}
+def _replicas(counts: Counter[tuple[int, int]]) -> dict[int, int]:
+    """Returns the replica to which each microbatch belongs: the one that holds most of its ops.
+
+    Args:
+        counts: (microbatch, replica) -> number of ops.
+    """
+    most: dict[int, tuple[int, int]] = {}
+    for (microbatch, replica), count in counts.items():
+        if microbatch not in most or count > most[microbatch][1]:
+            most[microbatch] = (replica, count)
+    return {microbatch: replica for microbatch, (replica, _) in most.items()}
 
 
-def _faults(stage: int, microbatch: int, replica: int, present: set[Op], rule: WeightRule) -> list[tuple[OpKind, str]]:
+def _kinds_there(schedule: Schedule) -> dict[tuple[int, int, int], int]:
+    """Returns (stage, microbatch, replica) -> which of F, B, I and W are there, one bit a kind."""
+    there: dict[tuple[int, int, int], int] = defaultdict(int)
+    bits = {kind: 1 << kind if kind in _KINDS else 0 for kind in OpKind}
+    for kind, stage, microbatch, replica in chain.from_iterable(schedule.ranks):
+        there[stage, microbatch, replica] |= bits[kind]
+    return there
+
+
+def _faultless(rule: WeightRule) -> frozenset[int]:
+    every = range(1 << len(_KINDS))
+    return frozenset(kinds for kinds in every if not _faults(kinds, rule))
+
+
+def _faults(kinds: int, rule: WeightRule) -> list[tuple[OpKind, str]]:
     """Returns for one stage and microbatch the kinds that are missing, or there beside their alternative."""
-    has = {kind: Op(kind, stage, microbatch, replica) in present for kind in OpKind if kind <= OpKind.W}
+    has = {kind: bool(kinds >> kind & 1) for kind in _KINDS}
     faults = [] if has[OpKind.F] else [(OpKind.F, "is missing")]
     if rule is WeightRule.FROZEN:
         return faults

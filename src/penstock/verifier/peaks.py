@@ -6,6 +6,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from penstock.ir.ops import BACKWARD, ORDERED, RECEIVES, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Instruction, Program
@@ -36,19 +37,16 @@ def peak_guests(schedule: Schedule) -> tuple[int, ...]:
 
 def peak_deferred(ops: Iterable[Op]) -> int:
     """Returns the most microbatches of one chunk held between I and W."""
-    return _peak((+1 if op.kind == OpKind.I else -1 if op.kind == OpKind.W else 0) for op in ops)
+    return _peak(_DEFERRED.get(op.kind, 0) for op in ops)
 
 
 _HELD = {OpKind.F: +1, OpKind.B: -1, OpKind.I: -1, OpKind.OFFLOAD: -1, OpKind.RELOAD: +1}
+_DEFERRED = {OpKind.I: +1, OpKind.W: -1}
 _KEPT = {OpKind.OFFLOAD: +1, OpKind.RELOAD: -1}
 
 
 def _peak(steps: Iterable[int]) -> int:
-    held = peak = 0
-    for step in steps:
-        held += step
-        peak = max(peak, held)
-    return peak
+    return max(accumulate(steps, initial=0))
 
 
 @dataclass
@@ -77,17 +75,19 @@ def receive_slots(program: Program) -> dict[Channel, Slots]:
 
 
 def _assign(entries: tuple[Instruction, ...], rings: dict[Channel, Slots]) -> None:
-    last = {entry[1:4]: position for position, entry in enumerate(entries) if entry.kind in ORDERED}
+    last = {entry[1:4]: position for position, entry in enumerate(entries) if entry[0] in ORDERED}
     free: dict[Channel, list[int]] = defaultdict(list)
     release: dict[int, list[tuple[Channel, int]]] = defaultdict(list)
     for position, entry in enumerate(entries):
-        if isinstance(entry, Transfer) and entry.kind in RECEIVES:
-            ring = rings[entry.channel]
-            if free[entry.channel]:
-                slot = heapq.heappop(free[entry.channel])
+        if entry[0] in RECEIVES and isinstance(entry, Transfer):
+            channel = entry.channel
+            ring, idle = rings[channel], free[channel]
+            if idle:
+                slot = heapq.heappop(idle)
             else:
                 slot, ring.capacity = ring.capacity, ring.capacity + 1
             ring.slot[position] = slot
-            release[last.get(entry[1:4], len(entries))].append((entry.channel, slot))
-        for channel, slot in release.pop(position, ()):
-            heapq.heappush(free[channel], slot)
+            release[last.get(entry[1:4], len(entries))].append((channel, slot))
+        if position in release:
+            for channel, slot in release.pop(position):
+                heapq.heappush(free[channel], slot)

@@ -14,10 +14,10 @@ from collections import defaultdict, deque
 from typing import NamedTuple
 
 from penstock.errors import VerificationError
-from penstock.ir.dependencies import Value, carried, consumed, produced
+from penstock.ir.dependencies import CONSUMES, MESSAGE, Key, Value, ValueKind, carried, produced
 from penstock.ir.ops import ORDERED, RECEIVES, SENDS, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Instruction, Program
-from penstock.ir.steps import awaited_gradients, contributed
+from penstock.ir.steps import awaited_gradients, contributed, useful_products
 
 
 class _Place(NamedTuple):
@@ -30,49 +30,79 @@ class _State:
 
     def __init__(self, program: Program) -> None:
         self.program = program
+        self.num_stages = program.schedule.num_stages
         self.at = [0] * program.num_ranks
-        self.exists: list[set[Value]] = [set() for _ in range(program.num_ranks)]
-        self.posted: dict[Channel, int] = defaultdict(int)
-        self.sent: dict[Channel, int] = defaultdict(int)
+        self.exists: list[set[Key]] = [set() for _ in range(program.num_ranks)]
+        self.posted: dict[Channel, int] = defaultdict(int)  # receives that no send has met yet
         self.awaited = awaited_gradients(program.schedule)
+        self.blocked_by: list[Key | Channel | None] = [None] * program.num_ranks
+        self.made_by = useful_products(program.schedule)
+        self.awake = deque(range(program.num_ranks))
 
-    def may_run(self, rank: int, entry: Instruction) -> bool:
-        if isinstance(entry, Transfer):
-            return entry.kind in RECEIVES or self.posted[entry.channel] > self.sent[entry.channel]
-        if entry.kind not in ORDERED:
+    def advance(self, rank: int) -> None:
+        """Carries out what `rank` may run; wakes the ranks that wait for it."""
+        entries, pairs, exists = self.program.ranks[rank], self.program.pairs[rank], self.exists[rank]
+        for at in range(self.at[rank], len(entries)):
+            entry = entries[at]
+            self.at[rank] = at
+            if isinstance(entry, Transfer):
+                if not self.travel(entry):
+                    self.blocked_by[rank] = entry.channel
+                    return
+            elif entry[0] in ORDERED:
+                missing = self.missing(rank, entry, paired=at in pairs)
+                if missing is not None:
+                    self.blocked_by[rank] = missing
+                    return
+                kind, stage, microbatch, replica = entry
+                for value in self.made_by[kind]:
+                    exists.add((value, stage, microbatch, replica))
+            elif entry.kind == OpKind.REDUCE_GRAD:
+                for owner in self.program.schedule.placement.owners(entry.stage):
+                    self.give(owner, contributed(entry))
+        self.at[rank] = len(entries)
+
+    def travel(self, entry: Transfer) -> bool:
+        """Posts a receive, or sends if a receive is posted; returns whether that is so."""
+        kind, stage, microbatch, replica, channel = entry
+        source, target, _ = channel
+        if kind in RECEIVES:
+            self.posted[channel] += 1
+            if self.blocked_by[source] == channel:
+                self.wake(source)
             return True
+        if self.posted[channel] <= 0:
+            return False
+        self.posted[channel] -= 1
+        value, offset = MESSAGE[kind]
+        self.give(target, (value, stage + offset, microbatch, replica))
+        return True
+
+    def give(self, rank: int, value: Key) -> None:
+        self.exists[rank].add(value)
+        if self.blocked_by[rank] == value:
+            self.wake(rank)
+
+    def wake(self, rank: int) -> None:
+        self.blocked_by[rank] = None
+        self.awake.append(rank)
+
+    def missing(self, rank: int, op: Op, *, paired: bool) -> Key | None:
+        """Returns what `op`, at which `rank` stands, still needs; if it starts a pair, what both ops need."""
         exists = self.exists[rank]
-        return all(value in exists for value in self.needs(rank, entry))
-
-    def needs(self, rank: int, op: Op) -> list[Value]:
-        """Returns what `op`, at which `rank` stands, takes; if it starts a pair, what both ops take."""
-        needs = [*consumed(op, self.program.schedule.num_stages), *self.awaited.get(op, ())]
-        if self.at[rank] in self.program.pairs[rank]:
-            second = self.program.ranks[rank][self.at[rank] + 1]
-            assert isinstance(second, Op), "check_order has seen that they stand side by side"
-            needs += consumed(second, self.program.schedule.num_stages)
-        return needs
-
-    def run(self, rank: int, entry: Instruction) -> tuple[int, ...]:
-        """Carries out `entry`; returns the ranks that may wait for it."""
-        self.at[rank] += 1
-        if not isinstance(entry, Transfer):
-            if entry.kind in ORDERED:
-                self.exists[rank].update(produced(entry))
-            return self.reduce(entry) if entry.kind == OpKind.REDUCE_GRAD else ()
-        if entry.kind in RECEIVES:
-            self.posted[entry.channel] += 1
-            return (entry.channel.source,)
-        self.sent[entry.channel] += 1
-        self.exists[entry.channel.target].add(carried(entry))
-        return (entry.channel.target,)
-
-    def reduce(self, reduced: Op) -> tuple[int, ...]:
-        """Gives the owners of a stage what one of them has contributed; returns them."""
-        owners = self.program.schedule.placement.owners(reduced.stage)
-        for owner in owners:
-            self.exists[owner].add(contributed(reduced))
-        return owners
+        awaited = self.awaited.get(op, ()) if self.awaited else ()
+        for each in (op, self.program.ranks[rank][self.at[rank] + 1]) if paired else (op,):
+            kind, stage, microbatch, replica, *_ = each
+            for value, offset in CONSUMES[kind]:
+                maker = stage + offset
+                if 0 <= maker < self.num_stages:
+                    key = (value, maker, microbatch, replica)
+                    if key not in exists:
+                        return key
+            for key in awaited if each is op else ():
+                if key not in exists:
+                    return key
+        return None
 
 
 def check_progress(program: Program) -> None:
@@ -82,12 +112,8 @@ def check_progress(program: Program) -> None:
         VerificationError: the cycle: each op with rank and position, and the op it waits for.
     """
     state = _State(program)
-    awake = deque(range(program.num_ranks))
-    while awake:
-        rank = awake.popleft()
-        entries = program.ranks[rank]
-        while state.at[rank] < len(entries) and state.may_run(rank, entries[state.at[rank]]):
-            awake.extend(state.run(rank, entries[state.at[rank]]))
+    while state.awake:
+        state.advance(state.awake.popleft())
     stuck = [rank for rank in range(program.num_ranks) if state.at[rank] < len(program.ranks[rank])]
     if stuck:
         raise VerificationError(_counter_example(program, state, stuck[0]))
@@ -127,7 +153,9 @@ def _awaited(program: Program, state: _State, rank: int, entry: Instruction) -> 
             if isinstance(other, Transfer) and other.kind in RECEIVES and carried(other) == carried(entry):
                 return _Place(peer, position), f"its receive {other}"
         return None, "a receive that is never posted"
-    value = next(value for value in state.needs(rank, entry) if value not in state.exists[rank])
+    blocked_by = state.blocked_by[rank]
+    assert blocked_by is not None and not isinstance(blocked_by, Channel), "a rank that stands at an op lacks a value"
+    value = Value(ValueKind(blocked_by[0]), *blocked_by[1:])
     for other_rank, position, other in program.instructions():
         ran = position < state.at[other_rank]
         if isinstance(other, Transfer):

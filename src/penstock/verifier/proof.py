@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from penstock.ir.collector import collector_paused
 from penstock.ir.ops import Channel
 from penstock.ir.program import Program
 from penstock.ir.schedule import Schedule
@@ -42,6 +43,7 @@ class Proof:
     peak_guests: tuple[int, ...]
 
 
+@collector_paused
 def verify(subject: Schedule | Program) -> Proof:
     """Returns the proof that `subject` runs to its end and computes what it should.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from penstock.errors import VerificationError
 from penstock.ir.ops import NO_MICROBATCH, Op, OpKind
-from penstock.ir.program import Program
+from penstock.ir.program import Instruction, Program
 from penstock.ir.schedule import WeightRule
 from penstock.ir.steps import ADDS_GRADIENT, SYNCHRONOUS, reduction
 
@@ -20,34 +20,43 @@ def check_reductions(program: Program) -> None:
     Raises:
         VerificationError: the reduction with its rank and position, and what is wrong with it.
     """
-    for rank, position, entry in program.instructions():
-        if entry.kind == OpKind.REDUCE_GRAD:
-            _check_place(program, f"rank {rank} position {position}: {entry}", rank, (entry.stage, entry.replica))
+    found = _reductions(program)
+    for rank, position, entry in found:
+        _check_place(program, f"rank {rank} position {position}: {entry}", rank, (entry.stage, entry.replica))
     if program.schedule.weight_rule in SYNCHRONOUS:
-        _check_once(program)
+        _check_once(program, found)
     else:
         placement = program.schedule.placement
         copies = [len(placement.owners(stage)) for stage in range(placement.num_stages)]
-        reduced = {entry.stage for _, _, entry in program.instructions() if entry.kind == OpKind.REDUCE_GRAD}
+        reduced = {entry.stage for _, _, entry in found}
         everywhere = any(copies[stage] == 1 for stage in reduced)
         for rank in range(program.num_ranks):
             _check_each_step(program, rank, [everywhere or count > 1 for count in copies])
 
 
-def _check_once(program: Program) -> None:
+def _reductions(program: Program) -> list[tuple[int, int, Instruction]]:
+    """Returns `(rank, position, reduction)` for every reduction, rank by rank."""
+    reduces = OpKind.REDUCE_GRAD
+    return [
+        (rank, position, entry)
+        for rank, entries in enumerate(program.ranks)
+        for position, entry in enumerate(entries)
+        if entry[0] == reduces
+    ]
+
+
+def _check_once(program: Program, found: list[tuple[int, int, Instruction]]) -> None:
     """Refuses gradients that are not reduced exactly once, after the last of them."""
     schedule, placement = program.schedule, program.schedule.placement
     reductions: dict[tuple[int, int], tuple[int, int]] = {}
-    for rank, position, entry in program.instructions():
+    for rank, position, entry in found:
         key = (entry.stage, entry.replica)
-        if entry.kind == OpKind.REDUCE_GRAD:
-            if key in reductions:
-                raise VerificationError(
-                    f"rank {rank} position {position}: {entry} is doubled; it already ran at position "
-                    f"{reductions[key][1]}"
-                )
-            reductions[key] = (rank, position)
-    for rank, position, entry in program.instructions():
+        if key in reductions:
+            raise VerificationError(
+                f"rank {rank} position {position}: {entry} is doubled; it already ran at position {reductions[key][1]}"
+            )
+        reductions[key] = (rank, position)
+    for rank, position, entry in program.instructions() if reductions else ():
         reduced = reductions.get((entry.stage, entry.replica))
         if entry.kind in ADDS_GRADIENT and reduced is not None and position > reduced[1]:
             raise VerificationError(
