@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import penstock as ps
 from penstock.errors import ConfigError, PartitionError, ScheduleError
 from penstock.train.config import Config, ModelConfig, PipelineConfig, RunConfig
 from penstock.train.preflight import check_device, check_layout, check_output
@@ -38,6 +39,26 @@ def test_a_partition_has_an_entry_per_stage() -> None:
 def test_an_unknown_schedule_is_named() -> None:
     with pytest.raises(ScheduleError, match="gpip"):
         check_layout(_layout(schedule="gpip"))
+
+
+@pytest.mark.parametrize("name", ["zb_h1", "dualpipe", "pipedream"])
+def test_a_schedule_that_no_rank_could_execute_starts_none(name: str) -> None:
+    """Symptom: it was refused after the ranks had started. Cause: only its proof was asked for here."""
+    with pytest.raises(ScheduleError, match="e.g. one_f_one_b"):
+        check_layout(_layout(schedule=name, microbatches=4))
+
+
+@pytest.mark.parametrize("name", ["interleaved_1f1b", "breadth_first", "wave", "eager_1f1b"])
+def test_schedules_with_chunks_or_more_ahead_can_train(name: str) -> None:
+    check_layout(_layout(schedule=name))
+
+
+def test_a_schedule_may_be_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(ps.schedule_to_json(ps.gpipe(2, 4)))
+    check_layout(_layout(schedule=str(path)))
+    with pytest.raises(ScheduleError, match="gpipe is for 2 ranks and this pipeline has 3"):
+        check_layout(_layout(schedule=str(path), ranks=3))
 
 
 def test_ranks_on_other_hosts_need_no_device_here(monkeypatch: pytest.MonkeyPatch) -> None:

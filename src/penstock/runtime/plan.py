@@ -18,6 +18,9 @@ from penstock.runtime.cursor import describe
 from penstock.schedules import named_schedule
 from penstock.verifier import Proof, verify
 
+FILE_SUFFIXES = (".json", ".csv", ".txt")
+"""A schedule whose name ends like this is a file."""
+
 _TRAINS = frozenset({OpKind.F, OpKind.B})
 
 
@@ -63,7 +66,7 @@ def make_plan(
         PartitionError: more stages than layers, or layers left out or taken twice.
         ModelError: a parameter on two stages.
     """
-    chosen = _schedule(schedule, num_ranks, num_microbatches)
+    chosen = choose_schedule(schedule, num_ranks=num_ranks, num_microbatches=num_microbatches)
     if partition is None:
         cut = Partition.uniform(model.num_layers, chosen.num_stages)
     elif isinstance(partition, Partition):
@@ -73,13 +76,17 @@ def make_plan(
     else:
         raise PartitionError(f"partition={partition!r}; give layers per stage, e.g. [3, 3]")
     cut.check(model.num_layers, chosen.num_stages)
-    _check_runnable(chosen)
+    check_runnable(chosen)
     proof = verify(lower(chosen, reduce_gradients=reduce_gradients))
     return RunPlan(proof, cut, model.stage_of_parameters(cut))
 
 
-def _check_runnable(schedule: Schedule) -> None:
-    """Refuses on every rank alike what the engine cannot train with, though it may be on one rank only."""
+def check_runnable(schedule: Schedule) -> None:
+    """Refuses on every rank alike what the engine cannot train with, though it may be on one rank only.
+
+    Raises:
+        ScheduleError: an op that has no handler, or weights that change inside the schedule.
+    """
     foreign = next((op for _, _, op in schedule.ops() if op.kind not in _TRAINS or op.replica), None)
     if foreign is not None:
         raise ScheduleError(
@@ -93,8 +100,14 @@ def _check_runnable(schedule: Schedule) -> None:
         )
 
 
-def _schedule(schedule: str | Path | Schedule, num_ranks: int, num_microbatches: int | None) -> Schedule:
-    if isinstance(schedule, str) and not schedule.endswith(".json"):
+def choose_schedule(schedule: str | Path | Schedule, *, num_ranks: int, num_microbatches: int | None) -> Schedule:
+    """Returns the schedule that is named, given, or in the file named, for these sizes.
+
+    Raises:
+        ScheduleError: unknown name, or a schedule of other sizes.
+        NotationError: a file that holds no schedule.
+    """
+    if isinstance(schedule, str) and not schedule.endswith(FILE_SUFFIXES):
         if num_microbatches is None:
             raise ScheduleError(
                 f'schedule="{schedule}" needs num_microbatches; at least {num_ranks} keep {num_ranks} ranks busy, '

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from penstock.errors import ConfigError
 from penstock.partition import Partition
-from penstock.schedules import named_schedule
+from penstock.runtime.plan import check_runnable, choose_schedule
 from penstock.train.config import Config
 from penstock.train.data import Corpus, batch, held_out_batches, read_corpus
 from penstock.train.resume import check_same_run, resume_path
@@ -38,10 +38,11 @@ def check_everything(config: Config, *, local_ranks: int) -> Corpus:
 
 
 def check_layout(config: Config) -> None:
-    """Refuses a schedule that is not defined at these sizes, and a partition that does not take every layer."""
+    """Refuses a schedule that cannot run at these sizes, and a partition that does not take every layer."""
     layout = config.pipeline
-    schedule = named_schedule(layout.schedule, num_ranks=layout.ranks, num_microbatches=layout.microbatches)
+    schedule = choose_schedule(layout.schedule, num_ranks=layout.ranks, num_microbatches=layout.microbatches)
     verify(schedule)
+    check_runnable(schedule)
     num_layers = config.model.layers + 2  # embed, blocks, head
     if layout.partition:
         Partition.of_sizes(layout.partition).check(num_layers, schedule.num_stages)

@@ -133,7 +133,7 @@ def _cell(seconds: float, step: float, unit: Unit, *, share: str) -> str:
     # A remainder of rounding is nothing, not minus nothing.
     seconds = 0.0 if abs(seconds) < 1e-9 * step else float(seconds)
     size = step * unit.per_base
-    decimals = 2 if size < 10 else 1 if size < 1000 else 0
+    decimals = 2 if size < 10 else 1 if size < 300 else 0
     width = len(format(1, share)) - 1
     return f"{seconds * unit.per_base:.{decimals}f} {_percent(seconds, step, share):>{width}}"
 
