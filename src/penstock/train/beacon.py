@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -83,6 +84,20 @@ class Beacon:
         except RuntimeError:
             return
 
+    def wait_until_heard(self, ranks: int, *, seconds: float) -> None:
+        """Waits until `ranks` others have read this rank's failure, for at most `seconds`.
+
+        The agent that hosts the store ends with its ranks; who has not read by then never hears.
+        """
+        deadline = time.monotonic() + seconds
+        try:
+            while not self._is_orphaned() and time.monotonic() < deadline:
+                if int(self._store.add(f"{self._failure_key}/heard", 0)) >= ranks:
+                    return
+                time.sleep(INTERVAL_SECONDS / 10)
+        except RuntimeError:
+            return
+
     def is_first_to_tell(self, message: str, *, host: str) -> bool:
         """Returns whether no other rank of `host` has asked this about `message`; True where nobody can know."""
         if self._is_orphaned():
@@ -111,6 +126,7 @@ class Beacon:
             self._published = text
         if not self._store.check([self._failure_key]):
             return None
+        self._store.add(f"{self._failure_key}/heard", 1)
         return self._store.get(self._failure_key).decode()
 
 

@@ -30,6 +30,8 @@ LAUNCHER_PID = "PENSTOCK_LAUNCHER_PID"
 
 _AGENT_VARIABLES = ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _FLUSH_SECONDS = 0.5
+_HEARD_SECONDS = 2.0
+"""How long a failed rank waits for the ranks of other hosts to hear of it."""
 
 
 def is_worker() -> bool:
@@ -122,6 +124,7 @@ class Worker:
         beacon = self._beacon
         if beacon is not None and failure.ending is not Ending.STOPPED:
             _finish_in_time(lambda: beacon.announce_failure(f"rank {self.rank}: {failure.message}"))
+            beacon.wait_until_heard(self.world_size - self.local_world_size, seconds=_HEARD_SECONDS)
         if LAUNCHER_PID not in os.environ:
             _finish_in_time(lambda: _print_failure(failure, beacon))
         elif os.getppid() != int(os.environ[LAUNCHER_PID]):
