@@ -29,7 +29,15 @@ if TYPE_CHECKING:
         schedule_to_json,
     )
     from penstock.partition import Partition
-    from penstock.runtime import LoopbackTransport, Pipeline, Transport, run_ranks
+    from penstock.runtime import (
+        LoopbackTransport,
+        Pipeline,
+        Transport,
+        nesterov_look_ahead,
+        pipemare_delays,
+        pipemare_learning_rate,
+        run_ranks,
+    )
     from penstock.schedules import (
         bpipe,
         breadth_first,
@@ -75,7 +83,15 @@ _HOMES = {
         "schedule_to_json",
     ),
     "partition": ("Partition",),
-    "runtime": ("LoopbackTransport", "Pipeline", "Transport", "run_ranks"),
+    "runtime": (
+        "LoopbackTransport",
+        "Pipeline",
+        "Transport",
+        "nesterov_look_ahead",
+        "pipemare_delays",
+        "pipemare_learning_rate",
+        "run_ranks",
+    ),
     "schedules": (
         "bpipe",
         "breadth_first",
@@ -141,11 +157,14 @@ __all__ = [
     "lower",
     "naive",
     "named_schedule",
+    "nesterov_look_ahead",
     "one_f_one_b",
     "parse_grid",
     "pipedream",
     "pipedream_2bw",
     "pipemare",
+    "pipemare_delays",
+    "pipemare_learning_rate",
     "program_from_json",
     "program_to_json",
     "run_ranks",

@@ -89,3 +89,12 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, grad in found.items():
         torch.testing.assert_close(grad, expected[name], rtol=0, atol=1e-12 * float(expected[name].abs().max()))
+
+
+class Poisoning(Counting):
+    """Fills every buffer with NaN when its receive is posted: whoever still reads what was there computes NaN."""
+
+    def recv(self, channel: Channel, tensor: Tensor) -> Pending:
+        if tensor.is_floating_point():
+            tensor.fill_(float("nan"))
+        return self._transport.recv(channel, tensor)

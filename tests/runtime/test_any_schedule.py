@@ -82,9 +82,9 @@ def refused(schedule: Schedule) -> list[str]:
 def test_an_op_the_engine_cannot_run_is_refused_on_every_rank():
     """Symptom: rank 0 waited for rank 1's first step. Cause: only the rank whose part held the op looked at it."""
     row0 = (Op(OpKind.F, 0, 0), Op(OpKind.B, 0, 0))
-    row1 = (Op(OpKind.F, 1, 0), Op(OpKind.I, 1, 0), Op(OpKind.W, 1, 0))
-    for text in refused(Schedule("split", Placement.looped(2), 1, (row0, row1))):
-        assert "does not execute 1I0 (input gradient of stage 1 on microbatch 0) yet" in text
+    row1 = (Op(OpKind.F, 1, 0), Op(OpKind.OFFLOAD, 1, 0), Op(OpKind.RELOAD, 1, 0), Op(OpKind.B, 1, 0))
+    for text in refused(Schedule("kept apart", Placement.looped(2), 1, (row0, row1), keepers=(1, 0))):
+        assert "does not execute 1OFFLOAD0 (offload of stage 1 on microbatch 0) yet" in text
 
 
 def test_a_schedule_without_backwards_does_not_train():

@@ -1,8 +1,19 @@
 """The engine that walks a verified program over a transport, and the Pipeline that users hold."""
 
+from penstock.runtime.delays import nesterov_look_ahead, pipemare_delays, pipemare_learning_rate
 from penstock.runtime.distributed import DistributedTransport
 from penstock.runtime.loopback import LoopbackTransport, run_ranks
 from penstock.runtime.pipeline import Pipeline
 from penstock.runtime.transport import Pending, Transport
 
-__all__ = ["DistributedTransport", "LoopbackTransport", "Pending", "Pipeline", "Transport", "run_ranks"]
+__all__ = [
+    "DistributedTransport",
+    "LoopbackTransport",
+    "Pending",
+    "Pipeline",
+    "Transport",
+    "nesterov_look_ahead",
+    "pipemare_delays",
+    "pipemare_learning_rate",
+    "run_ranks",
+]

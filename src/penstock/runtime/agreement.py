@@ -50,8 +50,8 @@ class Offer(NamedTuple):
     """What one rank knows about a call; a rank without data leaves the defaults.
 
     Attributes:
-        inputs: samples in the inputs, on the rank of the first stage.
-        targets: samples in the targets, on the rank of the last stage.
+        inputs: samples in the inputs, on each rank of the first stage.
+        targets: samples in the targets, on each rank of the last stage.
         signature: what decides the shapes of boundaries: structure, shapes and dtypes of all input microbatches on
             the rank of the first stage, and on every rank which of its parameters are trained.
     """
@@ -74,7 +74,7 @@ def agree(transport: Transport, call: str, *, number: int, offer: Offer, problem
     Raises:
         Exception: `problem`, on the rank that has it; BatchError with its text on the others.
         HandshakeError: the ranks made different calls; the message names them.
-        BatchError: inputs and targets of different sizes.
+        BatchError: inputs and targets, or those of two ranks, of different sizes.
     """
     row = torch.tensor([CALLS.index(call), number, problem is not None, *offer])
     rows: list[list[int]] = transport.gather(row).tolist()
@@ -88,8 +88,8 @@ def agree(transport: Transport, call: str, *, number: int, offer: Offer, problem
             raise problem
         raise BatchError(next(f"rank {rank}: {text.decode()}" for rank, text in enumerate(texts) if text))
     offers = [Offer(*row[3:]) for row in rows]
-    inputs = max(offer.inputs for offer in offers)
-    targets = max(offer.targets for offer in offers)
+    inputs = _one_size("inputs", [offer.inputs for offer in offers])
+    targets = _one_size("targets", [offer.targets for offer in offers])
     if targets not in (_UNKNOWN, inputs):
         first = next(rank for rank, offer in enumerate(offers) if offer.inputs != _UNKNOWN)
         last = next(rank for rank, offer in enumerate(offers) if offer.targets != _UNKNOWN)
@@ -98,6 +98,17 @@ def agree(transport: Transport, call: str, *, number: int, offer: Offer, problem
             f"targets on rank {last} hold {targets}; give as many of both"
         )
     return Offer(inputs, targets, _digest(repr([offer.signature for offer in offers])))
+
+
+def _one_size(what: str, sizes: Sequence[int]) -> int:
+    """Returns the number of samples that all ranks with data have; several have it where the placement has replicas."""
+    known = {size: rank for rank, size in reversed(list(enumerate(sizes))) if size != _UNKNOWN}
+    if len(known) > 1:
+        told = " and ".join(
+            f"{size} samples on rank {rank}" for size, rank in sorted(known.items(), key=lambda i: i[1])
+        )
+        raise BatchError(f"{what} hold {told}; give the same whole batch to every rank that needs it")
+    return next(iter(known), _UNKNOWN)
 
 
 def signature_of(call: str, trained: Sequence[bool], microbatches: Sequence[Any]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,19 +11,35 @@ import torch
 
 from penstock.errors import RankFailedError, ScheduleError
 from penstock.ir.dependencies import Value, ValueKind, message
-from penstock.ir.ops import RECEIVES, Channel, Op, OpKind, Transfer
+from penstock.ir.ops import BACKWARD, RECEIVES, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Instruction
 from penstock.runtime.boundary import flatten, unflatten
 from penstock.runtime.cursor import describe
 from penstock.runtime.links import Links
+from penstock.runtime.owners import reductions_of
 from penstock.runtime.randomness import keyed_layers
 from penstock.runtime.recorder import Recorder
+from penstock.runtime.reduction import Reduction
 from penstock.runtime.stage_work import Boundary, StageWork, boundary_of
 from penstock.runtime.step_batch import StepBatch
+from penstock.runtime.stepping import Stepping
 from penstock.runtime.transport import Transport
 from penstock.verifier import Proof, receive_slots
 
-Reduce = Callable[[StageWork], None]
+EXECUTED = frozenset({OpKind.F, OpKind.B, OpKind.I, OpKind.W, OpKind.S})
+"""The kinds of op of a schedule that have a handler."""
+
+
+def split_microbatches(entries: Sequence[Instruction]) -> frozenset[tuple[int, int, int]]:
+    """Returns (stage, microbatch, replica) of the backwards that a rank's program splits.
+
+    An I with its own W right behind it, no message between them, is no split: it runs as one full backward.
+    """
+    return frozenset(
+        entry[1:4]
+        for entry, following in zip(entries, [*entries[1:], None], strict=True)
+        if entry.kind == OpKind.I and not (following and following.kind == OpKind.W and following[1:] == entry[1:])
+    )
 
 
 class Engine:
@@ -35,7 +51,8 @@ class Engine:
         links: messages of this rank.
         transport: for this rank's number and place.
         seed: key of random numbers; None leaves torch's generator alone.
-        reduce: sums a stage's gradients over data-parallel replicas.
+        reduction: sums a stage's gradients over all that hold it; None where nobody else does.
+        stepping: weight versions and optimizer steps; None where the loop steps.
     """
 
     def __init__(
@@ -46,16 +63,19 @@ class Engine:
         links: Links,
         transport: Transport,
         seed: int | None,
-        reduce: Reduce | None,
+        reduction: Reduction | None = None,
+        stepping: Stepping | None = None,
     ) -> None:
         self.program = proof.program
         self.recorder = Recorder()
         self._stages, self._links, self._transport = stages, links, transport
-        self._seed, self._reduce = seed, reduce
+        self._seed, self._reduction, self._stepping = seed, reduction, stepping
         self._rank = transport.rank
+        self._reduces = reductions_of(self.program, self._rank)
         self._last = self.program.schedule.num_stages - 1
         self._local: dict[Value, Any] = {}
         self._batch = StepBatch(training=False)
+        self._split = split_microbatches(self.program.ranks[self._rank])
         self._calls = self._bind()
 
     def run(self, batch: StepBatch, *, signature: int) -> None:
@@ -69,6 +89,10 @@ class Engine:
         cursor.entries, cursor.index = self.program.ranks[self._rank], 0
         self._batch = batch
         self._links.begin(signature)
+        if self._reduction:
+            self._reduction.begin()
+        if self._stepping:
+            self._stepping.begin()
         self.recorder.begin(time.perf_counter())
         try:
             with torch.set_grad_enabled(batch.training):
@@ -76,6 +100,10 @@ class Engine:
                     cursor.index = index
                     call()
                 self._links.end()
+                for stage in self._stages.values():
+                    stage.finish()
+                if self._reduction:
+                    self._reduction.finish()
         except BaseException as error:
             self._abandon()
             raise self._explained(error)  # noqa: B904  # the same exception, with a note
@@ -86,6 +114,8 @@ class Engine:
     def _abandon(self) -> None:
         self._local.clear()
         self._links.abandon()
+        if self._stepping:
+            self._stepping.abandon()
         for stage in self._stages.values():
             stage.forget()
 
@@ -109,6 +139,9 @@ class Engine:
         handlers: dict[OpKind, Callable[..., None]] = {
             OpKind.F: self._forward,
             OpKind.B: self._backward,
+            OpKind.I: self._backward,
+            OpKind.W: self._weight_grads,
+            OpKind.S: self._step,
             OpKind.REDUCE_GRAD: self._reduce_grad,
             OpKind.SEND_F: self._send,
             OpKind.SEND_B: self._send,
@@ -119,21 +152,21 @@ class Engine:
         calls: list[Callable[[], None]] = []
         for position, entry in enumerate(self.program.ranks[self._rank]):
             handler = handlers.get(entry.kind)
-            if handler is None or entry.replica:
-                raise ScheduleError(
-                    f"{self.program.schedule.name}: the runtime does not execute {describe(entry)} yet; use a schedule "
-                    "of F and B in one direction, e.g. one_f_one_b"
-                )
-            calls.append(partial(handler, entry, *self._bound(position, entry, slots)))
+            if handler is None:
+                raise ScheduleError(f"{self.program.schedule.name}: the runtime does not execute {describe(entry)} yet")
+            call = partial(handler, entry, *self._bound(position, entry, slots))
+            calls.append(self._stepping.bound(entry, call) if self._stepping and isinstance(entry, Op) else call)
         return calls
 
     def _bound(self, position: int, entry: Instruction, slots: Mapping[Channel, Any]) -> tuple[object, ...]:
         """Returns what a handler needs beside its entry: position and channel of an op, ring slot of a receive."""
         if isinstance(entry, Transfer):
             return (slots[entry.channel].slot[position],) if entry.kind in RECEIVES else (position,)
+        if entry.kind == OpKind.REDUCE_GRAD:
+            return (position, position in self._reduces)
         if entry.kind == OpKind.F and entry.stage > 0:
             return (position, self._channel(Value(ValueKind.OUTPUT, entry.stage - 1, *entry[2:])))
-        if entry.kind == OpKind.B and entry.stage < self._last:
+        if entry.kind in BACKWARD and entry.stage < self._last:
             return (position, self._channel(Value(ValueKind.INPUT_GRAD, entry.stage + 1, *entry[2:])))
         return (position, None)
 
@@ -142,8 +175,8 @@ class Engine:
         maker = self.program.schedule.placement.rank_of(value.stage, value.replica)
         return None if maker == self._rank else message(value, maker=maker, taker=self._rank)[1].channel
 
-    def _stays(self, stage: int) -> bool:
-        return self.program.schedule.placement.rank_of(stage) == self._rank
+    def _stays(self, stage: int, replica: int) -> bool:
+        return self.program.schedule.placement.rank_of(stage, replica) == self._rank
 
     def _forward(self, op: Op, position: int, channel: Channel | None) -> None:
         batch, work = self._batch, self._stages[op.stage]
@@ -153,11 +186,12 @@ class Engine:
         if self._seed is not None:
             work.module.surrounding = keyed_layers(self._seed, step=batch.step, microbatch=op.microbatch)
         leaves: tuple[torch.Tensor, ...] = ()
-        if boundary is None:
-            output = work.module(batch.inputs[op.microbatch])
-        else:
-            leaves, output = work.forward_from(boundary, training=batch.training)
-        self._deliver(op, work, leaves, output)
+        with work.deferring(op[1:] in self._split):
+            if boundary is None:
+                output = work.module(batch.inputs[op.microbatch])
+            else:
+                leaves, output = work.forward_from(boundary, training=batch.training)
+            self._deliver(op, work, leaves, output)
         self.recorder.current.ops.append((position, asked, begin, time.perf_counter()))
         self._links.reap()
 
@@ -184,7 +218,7 @@ class Engine:
             value = Value(ValueKind.OUTPUT, op.stage, op.microbatch, op.replica)
             boundary = boundary_of(output)
             kept = boundary.tensors
-            if self._stays(op.stage + 1):
+            if self._stays(op.stage + 1, op.replica):
                 # Without a backward to come, the ring buffer of this stage's input is free from now on.
                 own = kept if batch.training else tuple(map(self._links.apart, kept))
                 self._local[value] = Boundary(boundary.spec, own)
@@ -198,31 +232,48 @@ class Engine:
         asked = time.perf_counter()
         grads = self._output_grads(op, channel)
         begin = time.perf_counter()
-        inputs = work.backward(op.microbatch, grads)
+        half = op[1:] in self._split
+        inputs = work.input_grads(op.microbatch, grads) if half else work.backward(op.microbatch, grads)
         if op.stage > 0:
             value = Value(ValueKind.INPUT_GRAD, op.stage, op.microbatch, op.replica)
-            if self._stays(op.stage - 1):
+            if self._stays(op.stage - 1, op.replica):
                 self._local[value] = inputs
             else:
                 self._links.offer_grads(value, inputs)
         self.recorder.current.ops.append((position, asked, begin, time.perf_counter()))
         self._links.reap()
 
+    def _weight_grads(self, op: Op, position: int, _: Channel | None) -> None:
+        begin = time.perf_counter()
+        if op[1:] in self._split:
+            self._stages[op.stage].weight_grads(op.microbatch)
+        self.recorder.current.ops.append((position, begin, begin, time.perf_counter()))
+
     def _output_grads(self, op: Op, channel: Channel | None) -> list[torch.Tensor]:
         if op.stage == self._last:
             loss = self._batch.losses[op.microbatch]
-            return [torch.full_like(loss, self._batch.scales[op.microbatch])]
+            return [torch.full_like(loss, self._batch.starts[op.microbatch])]
         value = Value(ValueKind.INPUT_GRAD, op.stage + 1, op.microbatch, op.replica)
         if channel is None:
             grads: list[torch.Tensor] = self._local.pop(value)
             return grads
         return self._links.take(value, channel)
 
-    def _reduce_grad(self, op: Op, position: int, _: Channel | None) -> None:
+    def _reduce_grad(self, op: Op, position: int, reduces: bool) -> None:
+        """Hands the stage's gradients on; not yet if a later one on this rank is of the same stage in another row."""
         begin = time.perf_counter()
-        if self._reduce is not None:
-            self._reduce(self._stages[op.stage])
+        if self._reduction and reduces:
+            self._reduction.post(op.stage)
         self.recorder.current.ops.append((position, begin, begin, time.perf_counter()))
+
+    def _step(self, op: Op, position: int, _: Channel | None) -> None:
+        asked = time.perf_counter()
+        if self._reduction:
+            self._reduction.complete(op.stage)
+        begin = time.perf_counter()
+        if self._stepping:
+            self._stepping.step(op, self._batch.divisors)
+        self.recorder.current.ops.append((position, asked, begin, time.perf_counter()))
 
     def _send(self, entry: Transfer, position: int) -> None:
         self.recorder.current.sends.append((position, time.perf_counter()))

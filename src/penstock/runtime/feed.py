@@ -13,6 +13,7 @@ from penstock.runtime.agreement import Offer, agree, signature_of
 from penstock.runtime.microbatches import batch_size, split, to_device
 from penstock.runtime.replicas import Replicas
 from penstock.runtime.step_batch import StepBatch
+from penstock.runtime.step_shares import StepShares
 from penstock.runtime.transport import Transport
 
 WeightFunction = Callable[[Any], float]
@@ -38,14 +39,27 @@ class Call(NamedTuple):
     trained: Sequence[bool]
 
 
+class Ends(NamedTuple):
+    """Which ends of the pipeline a rank runs.
+
+    Attributes:
+        first: the first stage: it needs inputs.
+        last: the last stage: it needs targets.
+    """
+
+    first: bool
+    last: bool
+
+
 class Feed:
     """Splits batches for one rank.
 
     Args:
         transport: to agree with the other ranks.
         device: where microbatches go.
-        holds_first: this rank runs the first stage and needs inputs.
-        holds_last: this rank runs the last stage and needs targets.
+        trains: the ends that this rank runs in a training step, of any replica of the placement.
+        evaluates: the ends that it runs otherwise, which happens on replica 0.
+        shares: what each microbatch weighs in a step.
         weight_fn: targets of a microbatch -> its weight w_i; None takes its number of samples.
         replicas: data-parallel replicas, over which weights are summed.
     """
@@ -55,13 +69,14 @@ class Feed:
         transport: Transport,
         *,
         device: torch.device,
-        holds_first: bool,
-        holds_last: bool,
+        trains: Ends,
+        evaluates: Ends,
+        shares: StepShares,
         weight_fn: WeightFunction | None,
         replicas: Replicas | None,
     ) -> None:
         self._transport, self._device = transport, device
-        self._holds_first, self._holds_last = holds_first, holds_last
+        self._trains, self._evaluates, self._shares = trains, evaluates, shares
         self._weight_fn, self._replicas = weight_fn, replicas
 
     def prepare(self, call: Call, *, training: bool, step: int) -> tuple[StepBatch, Offer]:
@@ -78,22 +93,42 @@ class Feed:
         except Exception as error:  # weight_fn is the user's: whatever it raises, the other ranks hear of it
             problem = error
         agreed = agree(self._transport, call.name, number=call.number, offer=offer, problem=problem)
-        if batch.scales:
-            total = math.fsum(batch.scales)
-            total = self._replicas.sum_number(total) if self._replicas else total
-            batch.scales = [weight / total for weight in batch.scales]
+        weights = batch.scales
+        if weights:
+            (total,) = self._summed([math.fsum(weights)])
+            batch.scales = [weight / total for weight in weights]
+        if training:
+            batch.starts = self._shares.starts(weights, self._summed) if weights else []
+            batch.divisors = self._divisors(batch.starts) if self._shares.divides else []
         return batch, agreed
+
+    def _summed(self, numbers: Sequence[float]) -> list[float]:
+        return self._replicas.sum_numbers(numbers) if self._replicas else list(numbers)
+
+    def _divisors(self, starts: Sequence[float]) -> list[float]:
+        """Returns on every rank what the microbatches' backwards start from, summed over replicas."""
+        row = torch.zeros(self._shares.num_microbatches, dtype=torch.float64)
+        if starts:
+            row += torch.tensor(self._summed(starts), dtype=torch.float64)
+        return list(self._transport.gather(row).amax(dim=0).tolist())
 
     def _fill(self, batch: StepBatch, call: Call) -> Offer:
         inputs = targets = -1
-        if self._holds_first:
+        ends = self._trains if batch.training else self._evaluates
+        if ends.first:
             if call.inputs is None:
-                raise BatchError(f"{call.name} got no inputs on the rank that holds the first stage; pass them there")
+                raise BatchError(
+                    f"{call.name} got no inputs on the rank that holds the first stage; pass the whole batch there, "
+                    "on every rank whose has_first_stage is true"
+                )
             inputs = batch_size(call.inputs, name="inputs")
             batch.inputs = split(to_device(call.inputs, self._device), call.sizes(inputs), name="inputs")
-        if self._holds_last and call.name in ("step", "evaluate"):
+        if ends.last and call.name in ("step", "evaluate"):
             if call.targets is None:
-                raise BatchError(f"{call.name} got no targets on the rank that holds the last stage; pass them there")
+                raise BatchError(
+                    f"{call.name} got no targets on the rank that holds the last stage; pass the whole batch there, "
+                    "on every rank whose has_last_stage is true"
+                )
             targets = batch_size(call.targets, name="targets")
             sizes = call.sizes(targets)
             batch.targets = split(to_device(call.targets, self._device), sizes, name="targets")

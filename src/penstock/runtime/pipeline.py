@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,15 +22,20 @@ from penstock.runtime.agreement import Offer, agree, check_same
 from penstock.runtime.clipping import clip, total_norm
 from penstock.runtime.cursor import Cursor
 from penstock.runtime.engine import Engine
-from penstock.runtime.feed import Call, Feed, WeightFunction
+from penstock.runtime.feed import Call, Ends, Feed, WeightFunction
 from penstock.runtime.links import Links
 from penstock.runtime.measured import decode_record, encode_record, measured_timeline
 from penstock.runtime.microbatches import even_sizes, ragged_sizes
+from penstock.runtime.optimizer_state import load_optimizer_state, optimizer_state
 from penstock.runtime.outputs import broadcast_output, joined
+from penstock.runtime.owners import Owners, owner_channels, stages_to_copy
 from penstock.runtime.plan import RunPlan, make_plan
+from penstock.runtime.reduction import Reduction
 from penstock.runtime.stage_work import LossFunction, StageWork
 from penstock.runtime.startup import facts_of, ranks_of
 from penstock.runtime.step_batch import StepBatch
+from penstock.runtime.step_shares import StepShares
+from penstock.runtime.stepping import OptimizerFunction, SchedulerFunction, SteppedStage, Stepping, check_optimizer
 from penstock.runtime.summary import summarize
 from penstock.runtime.transport import Transport, gather_bytes
 from penstock.schedules import forward_only
@@ -46,6 +52,9 @@ class Pipeline:
     The gradient of a step is that of Σ loss_i · w_i / Σ w_i over all microbatches and data-parallel replicas, added to
     `.grad`. Clipping, the optimizer and its schedule are the user's own.
 
+    Schedules of several directions run several copies of the model, whose gradients are summed: every rank's optimizer
+    steps all that the rank holds, and the copies stay equal. Asynchronous schedules step inside: give `optimizer`.
+
     Args:
         model: an nn.Sequential or a list of modules, each taking what the one before returns.
         loss_fn: (output, target) of a microbatch -> its loss, one number; None for inference only.
@@ -59,11 +68,17 @@ class Pipeline:
         weight_fn: targets of a microbatch -> w_i; None takes its number of samples.
         seed: keys random numbers by (seed, step, microbatch, layer), so that dropout is the same under every schedule
             and layout; None leaves torch's generators alone.
+        optimizer: for schedules with optimizer steps, and for them alone: the trained parameters of a stage -> its
+            optimizer, made once a stage.
+        lr_scheduler: likewise: (optimizer, stage) -> its learning rate scheduler, which steps after the optimizer.
+        discrepancy_decay: for pipemare, D of its discrepancy correction, e.g. 0.135; None leaves it out.
         timeout_seconds: deadline of every wait for another rank.
 
     Attributes:
         rank: this rank's place in the pipeline.
         plan: schedule with its proof, partition, and the stage of every parameter.
+        has_first_stage: this rank runs the first stage in some direction: `step` needs inputs here.
+        has_last_stage: this rank runs the last stage in some direction: `step` needs targets here.
         steps_done: training steps so far; set it when a run resumes, random numbers depend on it.
 
     Raises:
@@ -83,6 +98,9 @@ class Pipeline:
         device: torch.device | str | None = None,
         weight_fn: WeightFunction | None = None,
         seed: int | None = None,
+        optimizer: OptimizerFunction | None = None,
+        lr_scheduler: SchedulerFunction | None = None,
+        discrepancy_decay: float | None = None,
         timeout_seconds: float = 300.0,
     ) -> None:
         self._transport, self._replicas = ranks_of(mesh, transport, timeout_seconds)
@@ -92,6 +110,7 @@ class Pipeline:
         self._under_way = False
         self._failure = ""
         self._has_loss = loss_fn is not None
+        self._steps: Stepping | None = None
         plan: RunPlan | None = None
         problem: Exception | None = None
         try:
@@ -104,9 +123,15 @@ class Pipeline:
                 partition=partition,
                 reduce_gradients=self._replicas is not None,
             )
+            check_optimizer(plan.schedule, optimizer, lr_scheduler, discrepancy_decay)
         except Exception as error:  # a model may raise anything while it is cut; the other ranks hear of it
-            problem = error
-        facts = facts_of(layers, plan, seed=seed, has_loss=self._has_loss) if plan else {}
+            problem, plan = error, None
+        settings = {
+            "loss_fn": None if loss_fn is None else "given",
+            "seed": seed,
+            "discrepancy_decay": discrepancy_decay,
+        }
+        facts = facts_of(layers, plan, settings) if plan else {}
         check_same(self._transport, facts, problem)
         if plan is None:  # check_same has raised the problem
             raise HandshakeError("no plan")
@@ -114,25 +139,39 @@ class Pipeline:
         self._seed = seed
         self._summary = summarize(layers, plan)
         self._build(layers, loss_fn, device)
+        evaluated = plan.placement.stages_of(self.rank)
         self._feed = Feed(
             self._transport,
             device=self.device,
-            holds_first=self.has_first_stage,
-            holds_last=self.has_last_stage,
+            trains=Ends(self.has_first_stage, self.has_last_stage),
+            evaluates=Ends(0 in evaluated, plan.placement.num_stages - 1 in evaluated),
+            shares=StepShares(plan.schedule),
             weight_fn=weight_fn,
             replicas=self._replicas,
         )
         self._links = Links(self._transport, device=self.device)
-        self._transport.open(plan.proof.program.channels)
-        self._training = self._engine(plan.proof)
+        self._transport.open(sorted({*plan.proof.program.channels, *owner_channels(plan.placement)}))
+        modules = {stage: work.module for stage, work in self._stages.items()}
+        self._owners = Owners(plan.proof.program, modules, self._transport)
+        self._owners.share_weights()
+        self._training = self._engine(
+            plan.proof,
+            reduction=Reduction(self._stages, self._owners, self._replicas)
+            if self._replicas or self._owners.shared
+            else None,
+            stepping=self._stepping(optimizer, lr_scheduler, discrepancy_decay) if optimizer else None,
+        )
         self._evaluating: dict[int, Engine] = {}
 
     def _build(self, layers: CutModel, loss_fn: LossFunction | None, device: torch.device | str | None) -> None:
         placement = self.plan.placement
         last = placement.num_stages - 1
+        stages = {stage: layers.stage(self.plan.partition, stage) for stage in placement.held(self.rank)}
+        if placement.num_replicas > 1:
+            for stage in sorted(stages_to_copy(self._transport, placement, next(iter(layers.layers.values())))):
+                stages[stage] = copy.deepcopy(stages[stage])
         self._stages = {
-            stage: StageWork(layers.stage(self.plan.partition, stage), loss_fn=loss_fn if stage == last else None)
-            for stage in placement.stages_of(self.rank)
+            stage: StageWork(module, loss_fn=loss_fn if stage == last else None) for stage, module in stages.items()
         }
         self.has_first_stage = 0 in self._stages
         self.has_last_stage = last in self._stages
@@ -142,19 +181,29 @@ class Pipeline:
             work.module.to(self.device)
         self._parameters = list(self.parameters())
 
-    def _engine(self, proof: Proof) -> Engine:
+    def _engine(self, proof: Proof, *, reduction: Reduction | None = None, stepping: Stepping | None = None) -> Engine:
         return Engine(
             proof,
             self._stages,
             links=self._links,
             transport=self._transport,
             seed=self._seed,
-            reduce=self._reduce_stage if self._replicas else None,
+            reduction=reduction,
+            stepping=stepping,
         )
 
-    def _reduce_stage(self, work: StageWork) -> None:
-        if self._replicas is not None:
-            self._replicas.sum_grads(list(work.module.parameters()))
+    def _stepping(
+        self, optimizer: OptimizerFunction, scheduler: SchedulerFunction | None, decay: float | None
+    ) -> Stepping | None:
+        problem: Exception | None = None
+        try:
+            self._steps = Stepping(
+                self.schedule, self._stages, rank=self.rank, optimizer=optimizer, scheduler=scheduler, correction=decay
+            )
+        except Exception as error:  # the optimizer is the user's: whatever it raises, the other ranks hear of it
+            problem = error
+        check_same(self._transport, {}, problem)
+        return self._steps
 
     @property
     def schedule(self) -> Schedule:
@@ -170,9 +219,9 @@ class Pipeline:
         """Returns the loss of one step, the same number on every rank; gradients are added to `.grad`.
 
         Args:
-            inputs: a tensor, or a tuple, list or dict of tensors, with the batch as first dimension; needed on the
-                rank of the first stage, ignored elsewhere.
-            targets: likewise, needed on the rank of the last stage.
+            inputs: a tensor, or a tuple, list or dict of tensors, with the batch as first dimension; needed on every
+                rank whose `has_first_stage` is true, ignored elsewhere.
+            targets: likewise, needed where `has_last_stage` is true.
 
         Raises:
             BatchError: a batch that does not divide into the microbatches, or the arguments of another rank.
@@ -189,6 +238,7 @@ class Pipeline:
     def evaluate(self, inputs: Any = None, targets: Any = None) -> torch.Tensor:
         """Returns the loss of a batch of any size, the same number on every rank; touches no gradient.
 
+        Where the schedule has several directions, replica 0 runs it, and its first and last rank need the data.
         Modules run in eval mode and are put back to the mode they were in. Arguments and errors as for `step`.
         """
         self._need_loss()
@@ -209,7 +259,8 @@ class Pipeline:
         name = "forward(broadcast=True)" if broadcast else "forward"
         with self._calling(name), self._eval_mode():
             batch = self._run(name, inputs, None, sizes)
-            output = joined([batch.outputs[i] for i in range(len(batch.outputs))]) if self.has_last_stage else None
+            mine = self.rank == self._last_rank
+            output = joined([batch.outputs[i] for i in range(len(batch.outputs))]) if mine else None
             if broadcast:
                 return broadcast_output(self._transport, output, source=self._last_rank, device=self.device)
             return output
@@ -220,21 +271,39 @@ class Pipeline:
             yield parameter
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yields this rank's parameters with their names in the original model."""
+        """Yields this rank's parameters, copies included, with their names in the original model."""
         for work in self._stages.values():
             yield from work.module.named_parameters()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns this rank's parameters and buffers by their names in the original model."""
-        return {name: value for work in self._stages.values() for name, value in work.module.state_dict().items()}
+        """Returns the parameters and buffers that this rank owns, by their names in the original model.
+
+        Of a stage that several ranks hold, the first of them in the placement is the owner: over all ranks every name
+        occurs once.
+        """
+        return {name: value for work in self._owned() for name, value in work.module.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes this rank's parameters and buffers out of `state`, which may hold the whole model's.
+        """Takes the parameters and buffers that this rank owns out of `state`, which may hold the whole model's.
+
+        Copies on other ranks follow: under a schedule of several directions every rank calls it.
 
         Raises:
             ModelError: one is missing or has another shape.
         """
-        for work in self._stages.values():
+        problem: Exception | None = None
+        try:
+            self._load_owned(state)
+        except ModelError as error:
+            problem = error
+        if self.plan.placement.num_replicas > 1:
+            check_same(self._transport, {}, problem)
+            self._owners.share_weights()
+        elif problem is not None:
+            raise problem
+
+    def _load_owned(self, state: Mapping[str, Any]) -> None:
+        for work in self._owned():
             own = work.module.state_dict().keys()
             missing = sorted(name for name in own if name not in state)
             if missing:
@@ -243,6 +312,34 @@ class Pipeline:
                 work.module.load_state_dict({name: state[name] for name in own})
             except RuntimeError as error:
                 raise ModelError(f"the state does not fit this model: {error}") from None
+
+    def _owned(self) -> list[StageWork]:
+        placement = self.plan.placement
+        return [work for stage, work in self._stages.items() if placement.owners(stage)[0] == self.rank]
+
+    def optimizer_state_dict(self) -> dict[str, Any]:
+        """Returns what the optimizers inside an asynchronous schedule hold on this rank, copies included.
+
+        A call ends with all microbatches applied and one version of the weights. So `state_dict` and this are all that
+        a run needs to go on; merged over ranks they suit any number of them.
+
+        Raises:
+            ModelError: the schedule leaves the step to the loop, and the optimizer with it.
+        """
+        return optimizer_state(self._stepped_stages())
+
+    def load_optimizer_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes what this rank's optimizers need out of `state`, which may hold other ranks' too.
+
+        Raises:
+            ModelError: as above, or a stage or parameter is missing.
+        """
+        load_optimizer_state(self._stepped_stages(), state)
+
+    def _stepped_stages(self) -> Mapping[int, SteppedStage]:
+        if self._steps is None:
+            raise ModelError(f"{self.schedule.name} leaves the step to the loop; save the loop's own optimizer")
+        return self._steps.stages
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> torch.Tensor:
         """Returns the norm of the whole model's gradients, and scales them down where it is above `max_norm`.
@@ -257,14 +354,20 @@ class Pipeline:
             BatchError: max_norm is not above 0.
             HandshakeError: the ranks called different things.
         """
+        if self._steps is not None:
+            raise ModelError(
+                f"{self.schedule.name} steps inside, and no gradient is left to clip; let optimizer= return an "
+                "optimizer that bounds its own steps"
+            )
         with self._calling("clip_grad_norm_"):
             agree(self._transport, "clip_grad_norm_", number=self._calls, offer=Offer())
             return self._clip(max_norm, norm_type)
 
     def _clip(self, max_norm: float, norm_type: float) -> torch.Tensor:
-        grads = {name: value.grad for name, value in self.named_parameters() if value.grad is not None}
+        owned = (item for work in self._owned() for item in work.module.named_parameters())
+        grads = {name: value.grad for name, value in owned if value.grad is not None}
         norm = total_norm(self._transport, grads, list(self.plan.parameter_stages), norm_type=norm_type)
-        clip(list(grads.values()), norm, max_norm=max_norm)
+        clip([value.grad for value in self.parameters() if value.grad is not None], norm, max_norm=max_norm)
         return norm
 
     def trace(self, steps: int = 1) -> list[Timeline]:
@@ -347,8 +450,6 @@ class Pipeline:
         call = Call(name, self._calls, inputs, targets, sizes, [p.requires_grad for p in self._parameters])
         batch, agreed = self._feed.prepare(call, training=training, step=self.steps_done)
         self._under_way = True
-        if training and self._replicas is not None:
-            self._replicas.set_aside(self._parameters)
         engine = self._training if training else self._evaluation(len(sizes(agreed.inputs)))
         engine.run(batch, signature=agreed.signature)
         return batch
@@ -363,8 +464,13 @@ class Pipeline:
 
     def _loss(self, batch: StepBatch) -> torch.Tensor:
         """Returns the loss of all microbatches and replicas, on every rank."""
+        placement = self.plan.placement
+        if batch.training and len(placement.owners(placement.num_stages - 1)) > 1:
+            terms = self._transport.gather(batch.own_terms(self.num_microbatches)).sum(dim=0)
+            loss = terms.sum().to(self.device)
+            return self._replicas.sum_tensor(loss) if self._replicas is not None else loss
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        if self.has_last_stage:
+        if self.rank == self._last_rank:
             loss = batch.mean_loss()
             if self._replicas is not None:
                 loss = self._replicas.sum_tensor(loss)

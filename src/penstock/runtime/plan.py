@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.errors import PartitionError, ScheduleError
-from penstock.ir.ops import OpKind
 from penstock.ir.placement import Placement
 from penstock.ir.schedule import Schedule, WeightRule
 from penstock.lowering import lower
@@ -15,13 +14,12 @@ from penstock.models import CutModel
 from penstock.notation import load_schedule
 from penstock.partition import Partition
 from penstock.runtime.cursor import describe
+from penstock.runtime.engine import EXECUTED
 from penstock.schedules import named_schedule
 from penstock.verifier import Proof, verify
 
 FILE_SUFFIXES = (".json", ".csv", ".txt")
 """A schedule whose name ends like this is a file."""
-
-_TRAINS = frozenset({OpKind.F, OpKind.B})
 
 
 @dataclass(frozen=True)
@@ -85,18 +83,19 @@ def check_runnable(schedule: Schedule) -> None:
     """Refuses on every rank alike what the engine cannot train with, though it may be on one rank only.
 
     Raises:
-        ScheduleError: an op that has no handler, or weights that change inside the schedule.
+        ScheduleError: an op that has no handler, or no backward at all.
     """
-    foreign = next((op for _, _, op in schedule.ops() if op.kind not in _TRAINS or op.replica), None)
+    foreign = next((op for _, _, op in schedule.ops() if op.kind not in EXECUTED), None)
     if foreign is not None:
+        kinds = ", ".join(sorted(kind.name for kind in EXECUTED))
         raise ScheduleError(
-            f"{schedule.name}: the runtime does not execute {describe(foreign)} yet; use a schedule of F and B in one "
-            "direction, e.g. one_f_one_b"
+            f"{schedule.name}: the runtime does not execute {describe(foreign)} yet; use a schedule of {kinds}, e.g. "
+            "one_f_one_b"
         )
-    if schedule.weight_rule is not WeightRule.FLUSH:
+    if schedule.weight_rule is WeightRule.FROZEN:
         raise ScheduleError(
-            f"{schedule.name} has the weight rule {schedule.weight_rule.value}; training runs schedules with the rule "
-            "flush, e.g. one_f_one_b"
+            f"{schedule.name} has the weight rule {schedule.weight_rule.value}, which is that of evaluation; train "
+            "with another schedule, e.g. one_f_one_b"
         )
 
 

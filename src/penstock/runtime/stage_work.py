@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from penstock.errors import BatchError
 from penstock.models import Stage
 from penstock.runtime.boundary import BoundarySpec, flatten, unflatten
+from penstock.runtime.split_backward import DeferWeightGradients, Tape, accumulate
+from penstock.runtime.split_backward.tape import Entry
 
 LossFunction = Callable[[Any, Any], torch.Tensor]
 
@@ -47,10 +50,24 @@ class StageWork:
         self.module = module
         self.loss_fn = loss_fn
         self._in_flight: dict[int, _InFlight] = {}
+        self._tape = Tape()
+        self._deferring = DeferWeightGradients(self._tape)
+        self._deferred: dict[int, list[Entry]] = {}
+
+    def finish(self) -> None:
+        """Drops what is kept for one step only."""
+        self._tape.casts.clear()
 
     def forget(self) -> None:
         """Drops all microbatches in flight, after a step that did not finish."""
         self._in_flight.clear()
+        self._deferred.clear()
+        self._tape.entries = None
+        self.finish()
+
+    def deferring(self, split: bool) -> AbstractContextManager[object]:
+        """Returns the context of a forward, whose backward is split into I and W or is not."""
+        return self._deferring if split else nullcontext()
 
     def forward_from(self, boundary: Boundary, *, training: bool) -> tuple[tuple[torch.Tensor, ...], Any]:
         """Returns the leaf tensors that enter the stage, and its output."""
@@ -76,6 +93,28 @@ class StageWork:
         if kept.edges:
             torch.autograd.backward(kept.edges, list(grads))
         return [_take_grad(leaf) for leaf in kept.inputs]
+
+    def input_grads(self, microbatch: int, grads: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Runs the input half of a backward; returns what `backward` does, and leaves the rest for `weight_grads`.
+
+        Args:
+            microbatch: one whose forward ran under `deferring(True)`.
+            grads: as for `backward`.
+        """
+        entries: list[Entry] = []
+        self._tape.entries = entries
+        try:
+            # One thread, so that a forward that is run once more (activation checkpointing) is under the mode too.
+            with self._deferring, torch.autograd.set_multithreading_enabled(False):
+                found = self.backward(microbatch, grads)
+        finally:
+            self._tape.entries = None
+        self._deferred[microbatch] = entries
+        return found
+
+    def weight_grads(self, microbatch: int) -> None:
+        """Runs the other half: adds to `.grad` what `input_grads` has left."""
+        accumulate(self._deferred.pop(microbatch))
 
     def loss(self, output: Any, target: Any) -> torch.Tensor:
         """Returns the loss of one microbatch.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -39,8 +40,8 @@ def ranks_of(
     return pipeline, Replicas(mesh.get_group("dp_replicate")) if "dp_replicate" in names else None
 
 
-def facts_of(layers: CutModel, plan: RunPlan, *, seed: int | None, has_loss: bool) -> dict[str, Any]:
-    """Returns what all ranks must hold alike, the most telling first."""
+def facts_of(layers: CutModel, plan: RunPlan, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what all ranks must hold alike, the most telling first; `settings` are plain values."""
     shapes = hashlib.sha256()
     for name, layer in layers.layers.items():
         for key, value in layer.state_dict().items():
@@ -53,8 +54,7 @@ def facts_of(layers: CutModel, plan: RunPlan, *, seed: int | None, has_loss: boo
         "program": plan.proof.program.digest[:16],
         "layers": list(layers.layers),
         "shapes of parameters and buffers": shapes.hexdigest()[:16],
-        "loss_fn": "given" if has_loss else None,
-        "seed": seed,
+        **settings,
     }
 
 

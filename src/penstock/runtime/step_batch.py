@@ -12,12 +12,17 @@ import torch
 class StepBatch:
     """The data of one call on one rank; a rank without the first or last stage leaves its parts empty.
 
+    Where several ranks hold the first or last stage (replicas of the placement), each has the whole batch and uses the
+    microbatches of its own ops.
+
     Attributes:
         training: whether backwards follow.
         step: number of this training step, the key of its random numbers.
         inputs: one a microbatch, on the rank of the first stage.
         targets: one a microbatch, on the rank of the last stage; empty where outputs are wanted instead.
         scales: w_i / Σ w over all microbatches and data-parallel replicas, on the rank of the last stage.
+        starts: what each microbatch's backward starts from, likewise: its share of the step that applies it.
+        divisors: microbatch -> its part of what an optimizer step divides by, on every rank; empty where none does.
         losses: microbatch -> its loss, filled on the rank of the last stage.
         outputs: microbatch -> the last stage's output, filled there where there are no targets.
     """
@@ -27,10 +32,21 @@ class StepBatch:
     inputs: list[Any] = field(default_factory=list)
     targets: list[Any] = field(default_factory=list)
     scales: list[float] = field(default_factory=list)
+    starts: list[float] = field(default_factory=list)
+    divisors: list[float] = field(default_factory=list)
     losses: dict[int, torch.Tensor] = field(default_factory=dict)
     outputs: dict[int, Any] = field(default_factory=dict)
 
     def mean_loss(self) -> torch.Tensor:
         """Returns Σ loss_i · w_i / Σ w in fp64, on the device of the losses, without waiting for it."""
-        terms = [self.losses[i].double().reshape(()) * scale for i, scale in enumerate(self.scales)]
-        return torch.stack(terms).sum()
+        return torch.stack([self._term(i) for i in range(len(self.scales))]).sum()
+
+    def own_terms(self, num_microbatches: int) -> torch.Tensor:
+        """Returns loss_i · w_i / Σ w in fp64 on the CPU for every microbatch; 0 where it ran on another rank."""
+        terms = torch.zeros(num_microbatches, dtype=torch.float64)
+        for i in self.losses:
+            terms[i] = self._term(i)
+        return terms
+
+    def _term(self, i: int) -> torch.Tensor:
+        return self.losses[i].double().reshape(()) * self.scales[i]

@@ -1,22 +1,31 @@
-"""The columns behind a page: numbers of every bar and wait, as arrays that a browser reads without parsing text."""
+"""The columns behind a page: numbers of every span and wait, as arrays that a browser reads without parsing text.
+
+All are sorted by rank and start, so that what lies in view is found by halving: see `page.js`.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.ir.ops import Op, OpKind
-from penstock.timeline import Span, Timeline, Wait
+from penstock.ir.ops import Op
+from penstock.timeline import Timeline, Wait
 
-Columns = dict[str, NDArray[Any] | list[str]]
-"""Name -> one value a bar. Times are in the page's unit."""
+Columns = dict[str, NDArray[Any]]
+"""Name -> one value an entry. Times are in the page's unit."""
 
 NOBODY = -1
-"""The `source` of a bar that no wait precedes."""
+"""The `source` of a span that no wait precedes."""
+
+
+class Sorted(NamedTuple):
+    """Columns with those of rank r from `first[r]` to `first[r + 1]`."""
+
+    columns: Columns
+    first: list[int]
 
 
 class _Delay(NamedTuple):
@@ -27,36 +36,26 @@ class _Delay(NamedTuple):
     transfer: float
 
 
-def bars_of(timeline: Timeline, per_second: float) -> dict[OpKind, Columns]:
-    """Returns for each kind of op that takes time its bars, by rank and start.
+def spans_of(timeline: Timeline, per_second: float) -> Sorted:
+    """Returns the spans that take time.
 
     Args:
         timeline: what ran.
         per_second: the unit of the times, as how many of it are a second.
     """
+    spans = [span for span in timeline.spans if span.end > span.start]
+    spans.sort(key=lambda span: (span.rank, span.start))
     delays = _delays(timeline.waits)
-    spans: dict[OpKind, list[Span]] = defaultdict(list)
-    for span in timeline.spans:
-        if span.end > span.start:
-            spans[span.op.kind].append(span)
-    return {kind: _bars(spans[kind], delays, per_second) for kind in sorted(spans)}
-
-
-def _bars(spans: Sequence[Span], delays: dict[tuple[int, Op], _Delay], per_second: float) -> Columns:
     before = [delays.get((span.rank, span.op), _Delay(NOBODY, 0, 0)) for span in spans]
-    start = _times((span.start for span in spans), per_second)
-    end = _times((span.end for span in spans), per_second)
-    return {
-        "rank": np.array([span.rank for span in spans], np.int16),
-        "stage": np.array([span.op.stage for span in spans], np.int16),
-        "microbatch": np.array([span.op.microbatch for span in spans], np.int32),
-        "start": start,
-        "end": end,
-        "length": (end - start).astype(np.float32),
+    columns = {
+        **_ops(span.op for span in spans),
+        "start": _times((span.start for span in spans), per_second),
+        "end": _times((span.end for span in spans), per_second),
         "source": np.array([delay.source for delay in before], np.int16),
         "waited": _times((delay.waited for delay in before), per_second).astype(np.float32),
         "transfer": _times((delay.transfer for delay in before), per_second).astype(np.float32),
     }
+    return Sorted(columns, _first([span.rank for span in spans], timeline.num_ranks))
 
 
 def _delays(waits: Iterable[Wait]) -> dict[tuple[int, Op], _Delay]:
@@ -76,21 +75,29 @@ def leaves(wait: Wait) -> float:
     return min(max(wait.sent, wait.start), wait.end)
 
 
-def waits_of(timeline: Timeline, per_second: float) -> tuple[Columns, Columns]:
-    """Returns what ranks waited for: peers, and transfers."""
-    waiting = [(wait, wait.start, leaves(wait)) for wait in timeline.waits if leaves(wait) > wait.start]
-    transfer = [(wait, leaves(wait), wait.end) for wait in timeline.waits if wait.end > leaves(wait)]
-    return _waits(waiting, per_second), _waits(transfer, per_second)
-
-
-def _waits(parts: Sequence[tuple[Wait, float, float]], per_second: float) -> Columns:
-    return {
-        "rank": np.array([wait.rank for wait, _, _ in parts], np.int16),
-        "source": np.array([wait.source for wait, _, _ in parts], np.int16),
-        "op": [str(wait.op) for wait, _, _ in parts],
-        "start": _times((start for _, start, _ in parts), per_second),
-        "end": _times((end for _, _, end in parts), per_second),
+def waits_of(timeline: Timeline, per_second: float) -> Sorted:
+    """Returns what ranks waited for: a peer from `start` to `left`, its message from `left` to `end`."""
+    waits = [wait for wait in timeline.waits if wait.end > wait.start]
+    waits.sort(key=lambda wait: (wait.rank, wait.start))
+    columns = {
+        **_ops(wait.op for wait in waits),
+        "source": np.array([wait.source for wait in waits], np.int16),
+        "start": _times((wait.start for wait in waits), per_second),
+        "left": _times((leaves(wait) for wait in waits), per_second),
+        "end": _times((wait.end for wait in waits), per_second),
     }
+    return Sorted(columns, _first([wait.rank for wait in waits], timeline.num_ranks))
+
+
+def memory_of(timeline: Timeline, per_second: float, per_byte: float) -> Sorted:
+    """Returns the bytes that ranks hold, as steps; each curve goes on to the end of the timeline."""
+    curves = [[*curve, (timeline.makespan, curve[-1][1] if curve else 0)] for curve in timeline.memory]
+    steps = [step for curve in curves for step in curve]
+    columns = {
+        "time": _times((seconds for seconds, _ in steps), per_second),
+        "held": _times((held for _, held in steps), per_byte),
+    }
+    return Sorted(columns, [0, *np.cumsum([len(curve) for curve in curves]).tolist()])
 
 
 def moments_of(timelines: Iterable[Timeline], per_second: float) -> NDArray[np.float64]:
@@ -102,5 +109,20 @@ def moments_of(timelines: Iterable[Timeline], per_second: float) -> NDArray[np.f
     return times[keep]
 
 
-def _times(values: Iterable[float], per_second: float) -> NDArray[np.float64]:
-    return np.array([float(value) for value in values], np.float64) * per_second
+def _ops(ops: Iterable[Op]) -> Columns:
+    rows = [(op.kind, op.stage, op.microbatch) for op in ops]
+    kinds, stages, microbatches = zip(*rows, strict=True) if rows else ((), (), ())
+    return {
+        "kind": np.array(kinds, np.int8),
+        "stage": np.array(stages, np.int16),
+        "microbatch": np.array(microbatches, np.int32),
+    }
+
+
+def _first(ranks: Sequence[int], num_ranks: int) -> list[int]:
+    found: list[int] = np.searchsorted(ranks, np.arange(num_ranks + 1)).tolist()
+    return found
+
+
+def _times(values: Iterable[float], per_unit: float) -> NDArray[np.float64]:
+    return np.array([float(value) for value in values], np.float64) * per_unit
