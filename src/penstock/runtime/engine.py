@@ -15,6 +15,7 @@ from penstock.ir.ops import BACKWARD, RECEIVES, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Instruction
 from penstock.runtime.boundary import flatten, unflatten
 from penstock.runtime.cursor import describe
+from penstock.runtime.hooks import HeldHooks
 from penstock.runtime.links import Links
 from penstock.runtime.owners import reductions_of
 from penstock.runtime.randomness import keyed_layers
@@ -76,6 +77,7 @@ class Engine:
         self._local: dict[Value, Any] = {}
         self._batch = StepBatch(training=False)
         self._split = split_microbatches(self.program.ranks[self._rank])
+        self._hooks = HeldHooks()
         self._calls = self._bind()
 
     def run(self, batch: StepBatch, *, signature: int) -> None:
@@ -89,6 +91,8 @@ class Engine:
         cursor.entries, cursor.index = self.program.ranks[self._rank], 0
         self._batch = batch
         self._links.begin(signature)
+        if batch.training and not self._stepping:
+            self._hooks.take(parameter for work in self._stages.values() for parameter in work.module.parameters())
         if self._reduction:
             self._reduction.begin()
         if self._stepping:
@@ -104,6 +108,7 @@ class Engine:
                     stage.finish()
                 if self._reduction:
                     self._reduction.finish()
+                self._hooks.fire()
         except BaseException as error:
             self._abandon()
             raise self._explained(error)  # noqa: B904  # the same exception, with a note
@@ -116,6 +121,7 @@ class Engine:
         self._links.abandon()
         if self._stepping:
             self._stepping.abandon()
+        self._hooks.put_back()
         for stage in self._stages.values():
             stage.forget()
 

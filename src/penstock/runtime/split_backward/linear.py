@@ -104,4 +104,4 @@ RULES[functional.linear] = LINEAR
 RULES.update(dict.fromkeys((torch.addmm, Tensor.addmm), ADDMM))
 RULES.update(dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm), PRODUCT))
 RULES.update(dict.fromkeys((torch.bmm, Tensor.bmm), PRODUCT))
-RULES[functional.grouped_mm] = GROUPED
+RULES[torch._grouped_mm] = GROUPED  # what functional.grouped_mm calls

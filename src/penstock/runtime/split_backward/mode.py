@@ -73,11 +73,11 @@ def _defer(tape: Tape, weights: Weights, given: Operands) -> Tensor:
     """
     call = _detached(tape, weights, given)
     if not call.input.requires_grad or _top_saved_tensors_default_hooks(False) is not None:
-        output: Tensor = DeferredOp.apply(tape, weights, call, call.input, weights.weight, weights.bias)
-        return output
+        apply: Callable[..., Tensor] = DeferredOp.apply
+        return apply(tape, weights, call, call.input, weights.weight, weights.bias)
     output = weights.rule.forward(call)
     if output.grad_fn is not None:
-        output.grad_fn.register_prehook(_Taker(tape, weights, call))  # type: ignore[arg-type]
+        output.grad_fn.register_prehook(_Taker(tape, weights, call))
     return output
 
 

@@ -1,0 +1,168 @@
+"""Whole modules in two halves: checkpointed, compiled, under autocast; what stays in memory between the halves."""
+
+import warnings
+from collections.abc import Callable, Iterable
+
+import pytest
+import torch
+from tests.runtime.split_backward.halves import assert_bitwise, split
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from penstock.runtime.split_backward import DeferWeightGradients, Tape, accumulate
+
+WIDTH = 32
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block with fused attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+        self.forwards = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.forwards += 1
+        batch, length, _ = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(batch, length, 3, 4, -1).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(mixed.transpose(1, 2).reshape(x.shape))
+        return x + self.down(functional.gelu(self.up(self.norm2(x))))
+
+
+LINEARS = {"qkv.weight", "out.weight", "up.weight", "down.weight"}
+
+
+def blocks(n: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(*(Block() for _ in range(n)))
+
+
+def inputs() -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(2, 8, WIDTH)
+
+
+def test_transformer_blocks_give_the_bits_of_the_full_backward():
+    halves = split(blocks(3), inputs(), backwards=2)
+    assert_bitwise(halves)
+    assert {name.split(".", 1)[1] for name in halves.deferred} == LINEARS
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpointed_block_is_recomputed_once_and_its_weights_still_wait(reentrant: bool):
+    model = blocks(2)
+    counts = []
+
+    def run(module: nn.Module, x: Tensor) -> Tensor:
+        for block in module:
+            x = checkpoint(block, x, use_reentrant=reentrant)
+        counts.append(module)
+        return x
+
+    halves = split(model, inputs(), backwards=2, run=run)
+    assert_bitwise(halves)
+    assert {name.split(".", 1)[1] for name in halves.deferred} == LINEARS
+    twin = counts[-1]
+    assert twin is not model
+    assert [block.forwards for block in twin] == [4, 4]  # two backwards: each a forward and one recomputation
+
+
+def test_blocks_compiled_one_by_one_give_their_gradients():
+    """Compiled code keeps autograd's own nodes, so these gradients come at once; the rest waits."""
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), blocks(1)[0], nn.Linear(WIDTH, WIDTH))
+    model[1].compile(backend="aot_eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        halves = split(model, inputs(), backwards=2)
+    for name, expected in halves.full.items():
+        torch.testing.assert_close(halves.after_both[name], expected, msg=name)
+    assert {"0.weight", "2.weight"} <= set(halves.deferred)
+
+
+def test_autocast_runs_the_deferred_ops_in_the_lower_precision():
+    def run(module: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = module(x)
+        assert output.dtype == torch.float32  # the residual's
+        return output
+
+    halves = split(blocks(2), inputs(), backwards=2, run=run)
+    assert_bitwise(halves)
+    assert {name.split(".", 1)[1] for name in halves.deferred} == LINEARS
+    assert halves.after_both["0.up.weight"].dtype == torch.float32
+
+
+def test_under_no_grad_nothing_is_put_off():
+    def run(module: nn.Module, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            frozen = module[0](x)
+        return module[1](frozen) + x
+
+    halves = split(blocks(2), inputs(), run=run)
+    assert_bitwise(halves)
+    assert {name.split(".")[0] for name in halves.deferred} == {"1"}
+
+
+class _Live(TorchDispatchMode):
+    """Counts the bytes of all tensors made under it that are still there, those of `known` left out."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        output = func(*args, **(kwargs or {}))
+        for tensor in output if isinstance(output, tuple | list) else (output,):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata in self._known:
+                    continue
+                self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        return output
+
+    def bytes(self) -> int:
+        return sum(size for reference, size in self._made.values() if not reference.expired())
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_the_input_half_frees_what_the_weight_half_does_not_need(checkpointed: bool):
+    """Without checkpoints never more bytes than after F; with them at most what an unchecked F holds."""
+    model, x = blocks(2), inputs().requires_grad_()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    grad = torch.randn_like(x)
+    known = [x, grad, *model.parameters(), *(parameter.grad for parameter in model.parameters())]
+    plain = _Live(known)
+    with plain:
+        output = model(x)
+        held_by_a_plain_forward = plain.bytes()
+    del output
+    tape = Tape()
+    mode = DeferWeightGradients(tape)
+    live = _Live(known)
+    with live:
+        with mode:
+            output = x
+            for block in model:
+                output = checkpoint(block, output, use_reentrant=False) if checkpointed else block(output)
+        after_forward = live.bytes()
+        tape.entries = entries = []
+        with mode:
+            torch.autograd.backward([torch.autograd.graph.get_gradient_edge(output)], [grad])
+        tape.entries = None
+        del output
+        x.grad = None
+        after_input_half = live.bytes()
+        accumulate(entries)
+        after_weight_half = live.bytes()
+    assert after_forward <= held_by_a_plain_forward
+    assert after_input_half <= held_by_a_plain_forward
+    assert after_weight_half == 0
