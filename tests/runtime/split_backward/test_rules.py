@@ -150,7 +150,7 @@ def test_a_user_registers_an_operation_of_their_own():
         lambda input, other: Operands(input, other, None),
         lambda call: torch.outer(call.input, call.weight),
         lambda grad, call: grad.mv(call.weight),
-        lambda grad, call: grad.t().mv(call.input),
+        lambda grad, call, _: (grad.t().mv(call.input), None),
     )
     register_weight_gradient(torch.outer, rule)
     try:

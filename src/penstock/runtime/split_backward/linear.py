@@ -18,14 +18,15 @@ def _linear_input_grad(grad: Tensor, call: Operands) -> Tensor:
     return rows if grad.dim() == 2 else rows.view(call.input.shape)
 
 
-def _linear_weight_grad(grad: Tensor, call: Operands) -> Tensor:
-    return _rows(grad).t().mm(_rows(call.input))
-
-
-def _linear_bias_grad(grad: Tensor, call: Operands) -> Tensor:
+def _linear_weight_grads(grad: Tensor, call: Operands, with_bias: bool) -> tuple[Tensor, Tensor | None]:
+    grads, rows = _rows(grad), _rows(call.input)
+    weight = grads.t().mm(rows)
+    if not with_bias:
+        return weight, None
+    if call.input.is_contiguous():
+        return weight, grads.sum(0)
     # A strided input takes another way through torch, which adds the bias after the product.
-    summed = _rows(grad) if call.input.is_contiguous() else grad
-    return summed.sum(tuple(range(summed.dim() - 1)))
+    return weight, grad.sum(tuple(range(grad.dim() - 1)))
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Operands | None:
@@ -77,27 +78,25 @@ LINEAR = Rule(
     _linear,
     lambda call: functional.linear(*call[:3]),
     _linear_input_grad,
-    _linear_weight_grad,
-    _linear_bias_grad,
+    _linear_weight_grads,
 )
 ADDMM = Rule(
     _addmm,
     lambda call: torch.addmm(call.bias, call.input, call.weight),  # type: ignore[arg-type]
     _product_input_grad,
-    _product_weight_grad,
-    lambda grad, _: grad.sum(0),
+    lambda grad, call, with_bias: (_product_weight_grad(grad, call), grad.sum(0) if with_bias else None),
 )
 PRODUCT = Rule(
     _product,
     lambda call: torch.matmul(call.input, call.weight),
     _product_input_grad,
-    _product_weight_grad,
+    lambda grad, call, _: (_product_weight_grad(grad, call), None),
 )
 GROUPED = Rule(
     _grouped,
     lambda call: _grouped_product(call.input, call.weight, call.options),
     lambda grad, call: _grouped_product(grad, call.weight.transpose(-2, -1), call.options),
-    lambda grad, call: _grouped_product(call.input.t(), grad, call.options),
+    lambda grad, call, _: (_grouped_product(call.input.t(), grad, call.options), None),
 )
 
 RULES[functional.linear] = LINEAR

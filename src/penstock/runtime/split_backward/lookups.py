@@ -80,8 +80,7 @@ def _convolution_rule(parse: Callable[..., Operands | None]) -> Rule:
         parse,
         lambda call: torch.convolution(call.input, call.weight, call.bias, *call.options),
         lambda grad, call: _halves(grad, call, [True, False, False])[0],
-        lambda grad, call: _halves(grad, call, [False, True, False])[1],
-        lambda grad, call: _halves(grad, call, [False, False, True])[2],
+        lambda grad, call, with_bias: _halves(grad, call, [False, True, with_bias])[1:],
     )
 
 
@@ -104,11 +103,16 @@ def _no_input_grad(grad: Tensor, call: Operands) -> Tensor:
     raise NotImplementedError("an embedding's indices have no gradient")
 
 
+def _embedding_weight_grad(grad: Tensor, call: Operands, _: bool) -> tuple[Tensor, None]:
+    weight: Tensor = torch.ops.aten.embedding_dense_backward(grad, call.input, len(call.weight), *call.options)
+    return weight, None
+
+
 EMBEDDING = Rule(
     _embedding,
     lambda call: torch.embedding(call.weight, call.input, *call.options),
     _no_input_grad,
-    lambda grad, call: torch.ops.aten.embedding_dense_backward(grad, call.input, len(call.weight), *call.options),
+    _embedding_weight_grad,
     autocasts=False,
 )
 

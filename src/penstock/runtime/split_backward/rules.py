@@ -37,16 +37,15 @@ class Rule:
         parse: the operation's own arguments -> operands; None where this call is better left to autograd.
         forward: operands -> the operation's output.
         input_grad: output gradient, operands -> gradient of the input.
-        weight_grad: output gradient, operands -> gradient of the weight, in the weight's shape.
-        bias_grad: output gradient, operands -> gradient of the bias; None for operations without.
+        weight_grads: output gradient, operands, whether the bias needs one -> gradient of the weight, in the weight's
+            shape, and of the bias.
         autocasts: whether autocast runs the operation in its lower precision.
     """
 
     parse: Callable[..., Operands | None]
     forward: Callable[[Operands], Tensor]
     input_grad: Callable[[Tensor, Operands], Tensor]
-    weight_grad: Callable[[Tensor, Operands], Tensor]
-    bias_grad: Callable[[Tensor, Operands], Tensor] | None = None
+    weight_grads: Callable[[Tensor, Operands, bool], tuple[Tensor, Tensor | None]]
     autocasts: bool = True
 
 

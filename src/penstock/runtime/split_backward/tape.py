@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from penstock.runtime.split_backward.rules import Operands, Rule
+
+_GATHERED_NUMBERS = 1 << 18
+"""How many gradients may wait to be added by one call."""
 
 
 class Weights(NamedTuple):
@@ -24,14 +29,6 @@ class Weights(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     swapped: bool
-
-    def grads(self, grad: Tensor, call: Operands) -> list[tuple[Tensor, Tensor]]:
-        """Returns (parameter, its gradient from this op), from the op's output gradient and operands."""
-        weight_grad = self.rule.weight_grad(grad, call)
-        found = [(self.weight, weight_grad.transpose(-2, -1) if self.swapped else weight_grad)]
-        if self.bias is not None and self.rule.bias_grad is not None:
-            found.append((self.bias, self.rule.bias_grad(grad, call)))
-        return found
 
 
 class Entry(NamedTuple):
@@ -64,23 +61,63 @@ class Tape:
         return self.casts[key]
 
 
-def accumulate(entries: list[Entry]) -> None:
-    """Adds the weight gradients of `entries`, one microbatch's, to `.grad`, and empties the list as it goes.
+class _Sums:
+    """Adds gradients to `.grad`: those of one parameter's uses are summed first, as autograd does it.
 
-    The uses of one parameter are summed first, then added, as autograd does it.
+    Small ones are gathered and added by one call: for narrow layers a call costs more than the addition.
     """
-    sums: dict[Tensor, Tensor] = {}
+
+    def __init__(self, uses: Mapping[int, int]) -> None:
+        self._uses = dict(uses)
+        self._partial: dict[int, Tensor] = {}
+        self._sources: list[Tensor] = []
+        self._targets: list[Tensor] = []
+        self._gathered = 0
+
+    def add(self, parameter: Tensor, grad: Tensor) -> None:
+        key = id(parameter)
+        if self._uses[key] > 1 or key in self._partial:
+            self._uses[key] -= 1
+            earlier = self._partial.pop(key, None)
+            grad = grad if earlier is None else earlier + grad
+            if self._uses[key]:
+                self._partial[key] = grad
+                return
+        target = parameter.grad
+        if target is None:
+            parameter.grad = _as_laid_out(parameter, grad)
+        elif target.dtype == grad.dtype:
+            self._targets.append(target)
+            self._sources.append(grad)
+            self._gathered += grad.numel()
+            if self._gathered > _GATHERED_NUMBERS:
+                self.flush()
+        else:
+            target.add_(grad)  # autocast computed in a lower precision
+
+    def flush(self) -> None:
+        if self._targets:
+            torch._foreach_add_(self._targets, self._sources)
+        self._targets, self._sources, self._gathered = [], [], 0
+
+
+def accumulate(entries: list[Entry]) -> None:
+    """Adds the weight gradients of `entries`, one microbatch's, to `.grad`, and empties the list as it goes."""
+    weights = [entry.weights for entry in entries]
+    sums = _Sums(Counter(id(parameter) for each in weights for parameter in (each.weight, each.bias)))
     entries.reverse()
     with torch.no_grad():
         while entries:
-            entry = entries.pop()
-            for parameter, grad in entry.weights.grads(entry.grad, entry.call):
-                earlier = sums.get(parameter)
-                sums[parameter] = grad if earlier is None else earlier + grad
-        for parameter, grad in sums.items():
-            if parameter.grad is not None:
-                parameter.grad.add_(grad)  # converts where autocast computed in a lower precision
-            elif grad.dtype == parameter.dtype and grad.stride() == parameter.stride():
-                parameter.grad = grad
-            else:
-                parameter.grad = torch.empty_like(parameter, requires_grad=False).copy_(grad)
+            (rule, weight, bias, swapped), grad, call = entries.pop()
+            weight_grad, bias_grad = rule.weight_grads(grad, call, bias is not None)
+            sums.add(weight, weight_grad.transpose(-2, -1) if swapped else weight_grad)
+            if bias is not None and bias_grad is not None:
+                sums.add(bias, bias_grad)
+        sums.flush()
+
+
+def _as_laid_out(parameter: Tensor, grad: Tensor) -> Tensor:
+    """Returns the first gradient of a parameter in its type and layout, as autograd leaves it."""
+    if grad.dtype == parameter.dtype and grad.stride() == parameter.stride():
+        return grad
+    return torch.empty_like(parameter, requires_grad=False).copy_(grad)
