@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from penstock.runtime import (
         LoopbackTransport,
         Pipeline,
+        Recompute,
         Transport,
         nesterov_look_ahead,
         pipemare_delays,
@@ -86,6 +87,7 @@ _HOMES = {
     "runtime": (
         "LoopbackTransport",
         "Pipeline",
+        "Recompute",
         "Transport",
         "nesterov_look_ahead",
         "pipemare_delays",
@@ -137,6 +139,7 @@ __all__ = [
     "Placement",
     "Program",
     "Proof",
+    "Recompute",
     "Schedule",
     "StageCosts",
     "Timeline",

@@ -1,7 +1,20 @@
 """The values everything else is about: ops, placements, schedules and programs. Pure; no times."""
 
 from penstock.ir.dependencies import Value, ValueKind, carried, consumed, message, produced
-from penstock.ir.ops import BACKWARD, COMPUTE, NO_MICROBATCH, ORDERED, RECEIVES, SENDS, Channel, Op, OpKind, Transfer
+from penstock.ir.ops import (
+    BACKWARD,
+    COMPUTE,
+    GUESTS,
+    MOVES,
+    NO_MICROBATCH,
+    ORDERED,
+    RECEIVES,
+    SENDS,
+    Channel,
+    Op,
+    OpKind,
+    Transfer,
+)
 from penstock.ir.placement import Placement
 from penstock.ir.program import Instruction, Program
 from penstock.ir.schedule import Schedule, WeightRule
@@ -9,6 +22,8 @@ from penstock.ir.schedule import Schedule, WeightRule
 __all__ = [
     "BACKWARD",
     "COMPUTE",
+    "GUESTS",
+    "MOVES",
     "NO_MICROBATCH",
     "ORDERED",
     "RECEIVES",

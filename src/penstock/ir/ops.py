@@ -31,6 +31,8 @@ class OpKind(IntEnum):
     RECOMPUTE = 12
     OFFLOAD = 13  # a microbatch's activations leave for the rank that keeps them
     RELOAD = 14  # they come back, before the backward that needs them
+    HOST = 15  # the receive of activations that another rank offloads is posted on the rank that keeps them
+    RETURN = 16  # they leave for the rank that reloads them
 
 
 COMPUTE = frozenset({OpKind.F, OpKind.B, OpKind.I, OpKind.W, OpKind.S})
@@ -41,6 +43,12 @@ ORDERED = COMPUTE | {OpKind.OFFLOAD, OpKind.RELOAD}
 
 BACKWARD = frozenset({OpKind.B, OpKind.I})
 """The kinds that yield the gradient of a stage's input."""
+
+MOVES = frozenset({OpKind.OFFLOAD, OpKind.RELOAD})
+"""The kinds that move a rank's own activations."""
+
+GUESTS = frozenset({OpKind.HOST, OpKind.RETURN})
+"""The kinds by which their keeper takes part in it; added by lowering."""
 
 SENDS = frozenset({OpKind.SEND_F, OpKind.SEND_B})
 RECEIVES = frozenset({OpKind.RECV_F, OpKind.RECV_B})

@@ -11,6 +11,7 @@
    direction has no microbatch that trains, it ends the rank's program: the stage's other owners still sum with it.
 5. Nothing stands between the two ops of an overlapped pair: the receives of both are posted before it, the sends and
    reductions of both follow it.
+6. HOST and RETURN stand on the rank that keeps what another offloads; `lowering/guests.py` says where.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from penstock.ir.ops import NO_MICROBATCH, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Instruction, Program
 from penstock.ir.schedule import Schedule, WeightRule
 from penstock.ir.steps import ADDS_GRADIENT, SYNCHRONOUS, optimizer_steps, reduction
+from penstock.lowering.guests import with_guests
 from penstock.lowering.posting import Incoming, post_receives
 
 Sent = dict[Channel, list[Key]]
@@ -53,7 +55,7 @@ def lower(schedule: Schedule, *, reduce_gradients: bool = False) -> Program:
             entries.extend(Op(OpKind.REDUCE_GRAD, stage, NO_MICROBATCH, replica) for stage, replica in held)
         sending.append(entries)
     incoming = [_incoming(schedule, rank, makers, sent) for rank in range(schedule.num_ranks)]
-    return Program(schedule, post_receives(schedule, sending, incoming))
+    return Program(schedule, with_guests(schedule, post_receives(schedule, sending, incoming)))
 
 
 def _ends(schedule: Schedule) -> tuple[dict[Key, int], dict[Key, int]]:

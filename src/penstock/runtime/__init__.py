@@ -4,6 +4,8 @@ from penstock.runtime.delays import nesterov_look_ahead, pipemare_delays, pipema
 from penstock.runtime.distributed import DistributedTransport
 from penstock.runtime.loopback import LoopbackTransport, run_ranks
 from penstock.runtime.pipeline import Pipeline
+from penstock.runtime.recompute import Recompute
+from penstock.runtime.split_backward import register_weight_gradient
 from penstock.runtime.transport import Pending, Transport
 
 __all__ = [
@@ -11,9 +13,11 @@ __all__ = [
     "LoopbackTransport",
     "Pending",
     "Pipeline",
+    "Recompute",
     "Transport",
     "nesterov_look_ahead",
     "pipemare_delays",
     "pipemare_learning_rate",
+    "register_weight_gradient",
     "run_ranks",
 ]

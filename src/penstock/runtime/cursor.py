@@ -12,6 +12,10 @@ _NAMES = {
     OpKind.W: "weight gradient",
     OpKind.S: "optimizer step",
     OpKind.REDUCE_GRAD: "gradient reduction",
+    OpKind.OFFLOAD: "offload of the activations",
+    OpKind.RELOAD: "reload of the activations",
+    OpKind.HOST: "taking in the activations",
+    OpKind.RETURN: "sending back the activations",
 }
 
 

@@ -1,8 +1,12 @@
-"""Transport over torch.distributed: one connection per directed channel, made eagerly in one order."""
+"""Transport over torch.distributed: one connection per directed channel, made eagerly in one order.
+
+Tensors on the CPU pass through shared memory where both ends of a channel are on one host.
+"""
 
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -13,6 +17,8 @@ from torch import distributed as dist
 from penstock.errors import HandshakeError, RankFailedError
 from penstock.ir.ops import Channel
 from penstock.runtime.cursor import Cursor
+from penstock.runtime.shared_memory import HostLanes, Patience
+from penstock.runtime.transport import Pending
 from penstock.runtime.watch import Watch
 
 _PINGS = 16
@@ -46,12 +52,16 @@ class DistributedTransport:
     Args:
         group: the ranks of this pipeline in order; None means all.
         timeout_seconds: deadline of every wait.
+        shared_memory: whether ranks of one host exchange tensors on the CPU through shared memory; False sends
+            them over gloo too.
 
     Raises:
         HandshakeError: torch.distributed is not initialised.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None, *, timeout_seconds: float = 300.0) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup | None = None, *, timeout_seconds: float = 300.0, shared_memory: bool = True
+    ) -> None:
         if not dist.is_initialized():
             raise HandshakeError(
                 "torch.distributed is not initialised; call torch.distributed.init_process_group() first, start with "
@@ -70,6 +80,10 @@ class DistributedTransport:
         self._backends = dist.BackendConfig(dist.Backend(dist.get_backend_config(group))).get_device_backend_map()
         self.watch = Watch(self._store, rank=self._rank, num_ranks=self.num_ranks)
         self.watch.start()
+        patience = Patience(self.watch, timeout_seconds)
+        self._lanes = HostLanes(patience, enabled=shared_memory and "cpu" in self._backends)
+        self._known: set[Channel] = set()
+        self._end = weakref.finalize(self, _close, self.watch, self._lanes)
 
     def _new_group(self, ranks: Sequence[int], backend: str | None, description: str) -> dist.ProcessGroup:
         group: dist.ProcessGroup = dist.new_group(
@@ -99,11 +113,16 @@ class DistributedTransport:
     def open(self, channels: Sequence[Channel]) -> None:
         """Connects the channels that begin or end here and are not open yet.
 
-        Not by new_group: it names a group of some ranks by how many groups this process is in, which differs
+        Connections are not made by new_group: it names a group of some ranks by how many groups this process is in, which differs
         between a rank at an end of the pipeline and one in its middle; they would wait for each other in vain.
         """
-        for channel in channels:
-            if self._rank not in (channel.source, channel.target) or channel in self._channels:
+        new = [channel for channel in channels if channel not in self._known]
+        if not new:
+            return
+        self._known.update(new)
+        self._lanes.open(new, self)
+        for channel in new:
+            if self._rank not in (channel.source, channel.target) or self._lanes.carries_all(channel):
                 continue
             end = 0 if self._rank == channel.source else 1
             made: dict[str, Any] = {}
@@ -130,13 +149,17 @@ class DistributedTransport:
             raise RankFailedError(self._collective_failure(error)) from None
         raise HandshakeError(f'torch.distributed runs on "{backend}"; penstock sends over gloo and nccl')
 
-    def send(self, channel: Channel, tensor: torch.Tensor) -> _Work:
+    def send(self, channel: Channel, tensor: torch.Tensor) -> Pending:
         """Starts to send `tensor`, contiguous, unchanged until done."""
+        if tensor.is_cpu and (lane := self._lanes.sending.get(channel)) is not None:
+            return lane.send(tensor)
         link = self._channels[channel][tensor.device.type]
         return self._start(link.send, tensor, 1, channel.target)
 
-    def recv(self, channel: Channel, tensor: torch.Tensor) -> _Work:
+    def recv(self, channel: Channel, tensor: torch.Tensor) -> Pending:
         """Starts to receive into `tensor`."""
+        if tensor.is_cpu and (lane := self._lanes.receiving.get(channel)) is not None:
+            return lane.recv(tensor)
         link = self._channels[channel][tensor.device.type]
         return self._start(link.recv, tensor, 0, channel.source)
 
@@ -206,5 +229,10 @@ class DistributedTransport:
         return min(trips)[1]
 
     def close(self) -> None:
-        """Stops the watch; process groups go with torch.distributed's own clean-up."""
-        self.watch.close()
+        """Stops the watch and leaves the channels; process groups go with torch.distributed's own clean-up."""
+        self._end()
+
+
+def _close(watch: Watch, lanes: HostLanes) -> None:
+    watch.close()
+    lanes.close()

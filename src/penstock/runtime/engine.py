@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,6 +17,7 @@ from penstock.runtime.boundary import flatten, unflatten
 from penstock.runtime.cursor import describe
 from penstock.runtime.hooks import HeldHooks
 from penstock.runtime.links import Links
+from penstock.runtime.offloading import Offloading
 from penstock.runtime.owners import reductions_of
 from penstock.runtime.randomness import keyed_layers
 from penstock.runtime.recorder import Recorder
@@ -26,9 +27,6 @@ from penstock.runtime.step_batch import StepBatch
 from penstock.runtime.stepping import Stepping
 from penstock.runtime.transport import Transport
 from penstock.verifier import Proof, receive_slots
-
-EXECUTED = frozenset({OpKind.F, OpKind.B, OpKind.I, OpKind.W, OpKind.S})
-"""The kinds of op of a schedule that have a handler."""
 
 
 def split_microbatches(entries: Sequence[Instruction]) -> frozenset[tuple[int, int, int]]:
@@ -43,6 +41,20 @@ def split_microbatches(entries: Sequence[Instruction]) -> frozenset[tuple[int, i
     )
 
 
+class Duties(NamedTuple):
+    """What only some programs need; None where a program does not.
+
+    Attributes:
+        reduction: sums a stage's gradients over all that hold it.
+        stepping: weight versions and optimizer steps.
+        offloading: activations that other ranks keep.
+    """
+
+    reduction: Reduction | None = None
+    stepping: Stepping | None = None
+    offloading: Offloading | None = None
+
+
 class Engine:
     """One rank's program, bound to its stages and links.
 
@@ -52,8 +64,7 @@ class Engine:
         links: messages of this rank.
         transport: for this rank's number and place.
         seed: key of random numbers; None leaves torch's generator alone.
-        reduction: sums a stage's gradients over all that hold it; None where nobody else does.
-        stepping: weight versions and optimizer steps; None where the loop steps.
+        duties: what it does beside computing and sending.
     """
 
     def __init__(
@@ -64,13 +75,13 @@ class Engine:
         links: Links,
         transport: Transport,
         seed: int | None,
-        reduction: Reduction | None = None,
-        stepping: Stepping | None = None,
+        duties: Duties = Duties(),  # noqa: B008  # a constant
     ) -> None:
         self.program = proof.program
         self.recorder = Recorder()
         self._stages, self._links, self._transport = stages, links, transport
-        self._seed, self._reduction, self._stepping = seed, reduction, stepping
+        self._seed = seed
+        self._reduction, self._stepping, self._offloading = duties
         self._rank = transport.rank
         self._reduces = reductions_of(self.program, self._rank)
         self._last = self.program.schedule.num_stages - 1
@@ -97,6 +108,8 @@ class Engine:
             self._reduction.begin()
         if self._stepping:
             self._stepping.begin()
+        if self._offloading:
+            self._offloading.begin(batch, signature)
         self.recorder.begin(time.perf_counter())
         try:
             with torch.set_grad_enabled(batch.training):
@@ -108,6 +121,8 @@ class Engine:
                     stage.finish()
                 if self._reduction:
                     self._reduction.finish()
+                if self._offloading:
+                    self._offloading.finish()
                 self._hooks.fire()
         except BaseException as error:
             self._abandon()
@@ -121,6 +136,8 @@ class Engine:
         self._links.abandon()
         if self._stepping:
             self._stepping.abandon()
+        if self._offloading:
+            self._offloading.abandon()
         self._hooks.put_back()
         for stage in self._stages.values():
             stage.forget()
@@ -154,14 +171,18 @@ class Engine:
             OpKind.RECV_F: self._receive,
             OpKind.RECV_B: self._receive,
         }
+        handlers |= dict.fromkeys(self._offloading.handlers if self._offloading else (), self._move)
         slots = receive_slots(self.program)
         calls: list[Callable[[], None]] = []
         for position, entry in enumerate(self.program.ranks[self._rank]):
             handler = handlers.get(entry.kind)
             if handler is None:
                 raise ScheduleError(f"{self.program.schedule.name}: the runtime does not execute {describe(entry)} yet")
-            call = partial(handler, entry, *self._bound(position, entry, slots))
-            calls.append(self._stepping.bound(entry, call) if self._stepping and isinstance(entry, Op) else call)
+            call: Callable[[], None] = partial(handler, entry, *self._bound(position, entry, slots))
+            if isinstance(entry, Op):
+                call = self._offloading.bound(entry, call) if self._offloading else call
+                call = self._stepping.bound(entry, call) if self._stepping else call
+            calls.append(call)
         return calls
 
     def _bound(self, position: int, entry: Instruction, slots: Mapping[Channel, Any]) -> tuple[object, ...]:
@@ -278,8 +299,15 @@ class Engine:
             self._reduction.complete(op.stage)
         begin = time.perf_counter()
         if self._stepping:
+            parameters = list(self._stages[op.stage].module.parameters())
+            self._hooks.fire_for(parameters)
             self._stepping.step(op, self._batch.divisors)
+            self._hooks.take(parameters)
         self.recorder.current.ops.append((position, asked, begin, time.perf_counter()))
+
+    def _move(self, op: Op, *_: object) -> None:
+        if self._offloading:
+            self._offloading.handlers[op.kind](op)
 
     def _send(self, entry: Transfer, position: int) -> None:
         self.recorder.current.sends.append((position, time.perf_counter()))

@@ -48,6 +48,15 @@ class HeldHooks:
             held.parameter.grad = held.earlier
         self._held.clear()
 
+    def fire_for(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Puts the hooks of these parameters back and fires them, before an optimizer step of the program."""
+        wanted = set(parameters) if self._held else set()
+        ready = [held for held in self._held if held.parameter in wanted]
+        self._held = [held for held in self._held if held.parameter not in wanted]
+        for held in ready:
+            _put_back(held)
+            _fire(held)
+
     def fire(self) -> None:
         """Puts the hooks back and fires them on the step's gradients, which are then added to those of earlier steps.
 

@@ -21,15 +21,17 @@ from penstock.partition import Partition
 from penstock.runtime.agreement import Offer, agree, check_same
 from penstock.runtime.clipping import clip, total_norm
 from penstock.runtime.cursor import Cursor
-from penstock.runtime.engine import Engine
+from penstock.runtime.engine import Duties, Engine
 from penstock.runtime.feed import Call, Ends, Feed, WeightFunction
 from penstock.runtime.links import Links
 from penstock.runtime.measured import decode_record, encode_record, measured_timeline
 from penstock.runtime.microbatches import even_sizes, ragged_sizes
+from penstock.runtime.offloading import Offloading, offload_channels
 from penstock.runtime.optimizer_state import load_optimizer_state, optimizer_state
 from penstock.runtime.outputs import broadcast_output, joined
 from penstock.runtime.owners import Owners, owner_channels, stages_to_copy
 from penstock.runtime.plan import RunPlan, make_plan
+from penstock.runtime.recompute import RecomputeChoice, apply_recompute, check_recompute
 from penstock.runtime.reduction import Reduction
 from penstock.runtime.stage_work import LossFunction, StageWork
 from penstock.runtime.startup import facts_of, ranks_of
@@ -72,6 +74,8 @@ class Pipeline:
             optimizer, made once a stage.
         lr_scheduler: likewise: (optimizer, stage) -> its learning rate scheduler, which steps after the optimizer.
         discrepancy_decay: for pipemare, D of its discrepancy correction, e.g. 0.135; None leaves it out.
+        recompute: activation checkpointing: "none", "full" (layer by layer), regular expressions of module names, a
+            `Recompute` with a policy for single operations, or a dict from stage to one of these.
         timeout_seconds: deadline of every wait for another rank.
 
     Attributes:
@@ -101,6 +105,7 @@ class Pipeline:
         optimizer: OptimizerFunction | None = None,
         lr_scheduler: SchedulerFunction | None = None,
         discrepancy_decay: float | None = None,
+        recompute: RecomputeChoice | Mapping[int, RecomputeChoice] = None,
         timeout_seconds: float = 300.0,
     ) -> None:
         self._transport, self._replicas = ranks_of(mesh, transport, timeout_seconds)
@@ -124,6 +129,7 @@ class Pipeline:
                 reduce_gradients=self._replicas is not None,
             )
             check_optimizer(plan.schedule, optimizer, lr_scheduler, discrepancy_decay)
+            recomputed = check_recompute(recompute, layers.layers, num_stages=plan.placement.num_stages)
         except Exception as error:  # a model may raise anything while it is cut; the other ranks hear of it
             problem, plan = error, None
         settings = {
@@ -139,6 +145,9 @@ class Pipeline:
         self._seed = seed
         self._summary = summarize(layers, plan)
         self._build(layers, loss_fn, device)
+        for stage in self._stages.keys() & recomputed.keys():
+            names = [list(layers.layers)[layer] for layer in plan.partition.layers_of(stage)]
+            apply_recompute(self._stages[stage].module, recomputed[stage], layers=names)
         evaluated = plan.placement.stages_of(self.rank)
         self._feed = Feed(
             self._transport,
@@ -150,17 +159,19 @@ class Pipeline:
             replicas=self._replicas,
         )
         self._links = Links(self._transport, device=self.device)
-        self._transport.open(sorted({*plan.proof.program.channels, *owner_channels(plan.placement)}))
+        program = plan.proof.program
+        copies = {*owner_channels(plan.placement), *offload_channels(program)}
+        self._transport.open(sorted({*program.channels, *copies}))
         modules = {stage: work.module for stage, work in self._stages.items()}
         self._owners = Owners(plan.proof.program, modules, self._transport)
         self._owners.share_weights()
-        self._training = self._engine(
-            plan.proof,
-            reduction=Reduction(self._stages, self._owners, self._replicas)
-            if self._replicas or self._owners.shared
-            else None,
-            stepping=self._stepping(optimizer, lr_scheduler, discrepancy_decay) if optimizer else None,
+        shares = self._replicas is not None or bool(self._owners.shared)
+        duties = Duties(
+            Reduction(self._stages, self._owners, self._replicas) if shares else None,
+            self._stepping(optimizer, lr_scheduler, discrepancy_decay) if optimizer else None,
+            Offloading(program, self._stages, self._transport, device=self.device) if plan.schedule.keepers else None,
         )
+        self._training = self._engine(plan.proof, duties)
         self._evaluating: dict[int, Engine] = {}
 
     def _build(self, layers: CutModel, loss_fn: LossFunction | None, device: torch.device | str | None) -> None:
@@ -181,15 +192,14 @@ class Pipeline:
             work.module.to(self.device)
         self._parameters = list(self.parameters())
 
-    def _engine(self, proof: Proof, *, reduction: Reduction | None = None, stepping: Stepping | None = None) -> Engine:
+    def _engine(self, proof: Proof, duties: Duties) -> Engine:
         return Engine(
             proof,
             self._stages,
             links=self._links,
             transport=self._transport,
             seed=self._seed,
-            reduction=reduction,
-            stepping=stepping,
+            duties=duties,
         )
 
     def _stepping(
@@ -459,7 +469,7 @@ class Pipeline:
         if num_microbatches not in self._evaluating:
             program = lower(forward_only(self.plan.placement, num_microbatches))
             self._transport.open(program.channels)
-            self._evaluating[num_microbatches] = self._engine(verify(program))
+            self._evaluating[num_microbatches] = self._engine(verify(program), Duties())
         return self._evaluating[num_microbatches]
 
     def _loss(self, batch: StepBatch) -> torch.Tensor:

@@ -13,8 +13,6 @@ from penstock.lowering import lower
 from penstock.models import CutModel
 from penstock.notation import load_schedule
 from penstock.partition import Partition
-from penstock.runtime.cursor import describe
-from penstock.runtime.engine import EXECUTED
 from penstock.schedules import named_schedule
 from penstock.verifier import Proof, verify
 
@@ -74,24 +72,17 @@ def make_plan(
     else:
         raise PartitionError(f"partition={partition!r}; give layers per stage, e.g. [3, 3]")
     cut.check(model.num_layers, chosen.num_stages)
-    check_runnable(chosen)
+    check_trains(chosen)
     proof = verify(lower(chosen, reduce_gradients=reduce_gradients))
     return RunPlan(proof, cut, model.stage_of_parameters(cut))
 
 
-def check_runnable(schedule: Schedule) -> None:
-    """Refuses on every rank alike what the engine cannot train with, though it may be on one rank only.
+def check_trains(schedule: Schedule) -> None:
+    """Refuses a schedule that does not train.
 
     Raises:
-        ScheduleError: an op that has no handler, or no backward at all.
+        ScheduleError: there is no backward at all.
     """
-    foreign = next((op for _, _, op in schedule.ops() if op.kind not in EXECUTED), None)
-    if foreign is not None:
-        kinds = ", ".join(sorted(kind.name for kind in EXECUTED))
-        raise ScheduleError(
-            f"{schedule.name}: the runtime does not execute {describe(foreign)} yet; use a schedule of {kinds}, e.g. "
-            "one_f_one_b"
-        )
     if schedule.weight_rule is WeightRule.FROZEN:
         raise ScheduleError(
             f"{schedule.name} has the weight rule {schedule.weight_rule.value}, which is that of evaluation; train "

@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 
@@ -31,3 +32,25 @@ def keyed_layers(seed: int, *, step: int, microbatch: int) -> LayerContext:
             yield
 
     return surrounding
+
+
+class RandomState(NamedTuple):
+    """Where torch's default generators stand: the CPU's and those of the accelerators in use."""
+
+    cpu: torch.Tensor
+    cuda: list[torch.Tensor]
+
+
+def random_state() -> RandomState:
+    """Returns where the generators stand now."""
+    return RandomState(torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])
+
+
+@contextmanager
+def drawn_from(state: RandomState) -> Iterator[None]:
+    """Draws from `state` on, and puts the generators back afterwards."""
+    with _default_generator, torch.random.fork_rng():
+        torch.set_rng_state(state.cpu)
+        if state.cuda:
+            torch.cuda.set_rng_state_all(state.cuda)
+        yield

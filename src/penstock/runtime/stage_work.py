@@ -50,12 +50,17 @@ class StageWork:
         self.module = module
         self.loss_fn = loss_fn
         self._in_flight: dict[int, _InFlight] = {}
+        self._writes_input: bool | None = None  # as the first training forward shows
         self._tape = Tape()
         self._deferring = DeferWeightGradients(self._tape)
         self._deferred: dict[int, list[Entry]] = {}
 
     def finish(self) -> None:
         """Drops what is kept for one step only."""
+        self._tape.casts.clear()
+
+    def weights_changed(self) -> None:
+        """Drops what was made of the weights, which are others from now on."""
         self._tape.casts.clear()
 
     def forget(self) -> None:
@@ -75,7 +80,14 @@ class StageWork:
             tensor.detach().requires_grad_(spec.needs_grad and training)
             for tensor, spec in zip(boundary.tensors, boundary.spec.tensors, strict=True)
         )
-        return leaves, self.module(unflatten(boundary.spec, leaves))
+        if not training or self._writes_input is False:
+            return leaves, self.module(unflatten(boundary.spec, leaves))
+        shields = tuple(_shielded(leaf) if leaf.requires_grad else leaf for leaf in leaves)
+        versions = [shield._version for shield in shields]
+        output = self.module(unflatten(boundary.spec, shields))
+        if self._writes_input is None:
+            self._writes_input = any(shield._version != old for shield, old in zip(shields, versions, strict=True))
+        return leaves, output
 
     def keep(self, microbatch: int, leaves: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> None:
         """Keeps what the backward of `microbatch` needs."""
@@ -129,6 +141,26 @@ class StageWork:
             what = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
             raise BatchError(f"loss_fn returned {what}; return one number a microbatch, e.g. the mean over its samples")
         return loss
+
+
+class _Shield(torch.autograd.Function):
+    """Its input's memory under another name, which is no leaf: a layer may write into it, as `ReLU(inplace=True)` does.
+
+    It counts writes together with its input, so that autograd sees one into what another backward needs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad
+
+
+def _shielded(leaf: torch.Tensor) -> torch.Tensor:
+    shield: torch.Tensor = _Shield.apply(leaf)  # type: ignore[no-untyped-call]
+    return shield
 
 
 def boundary_of(output: Any) -> Boundary:

@@ -52,7 +52,7 @@ class SteppedStage:
         scheduler: SchedulerFunction | None,
         correction: tuple[float, int] | None,
     ) -> None:
-        self.versions = WeightVersions(work.module)
+        self.versions = WeightVersions(work)
         masters = self.versions.masters
         self.optimizer = optimizer(masters) if masters else None
         self.scheduler = scheduler(self.optimizer, stage) if scheduler and self.optimizer else None

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from penstock.runtime.stage_work import StageWork
+
 Memory = list[torch.Tensor]
 
 
@@ -30,8 +32,10 @@ class WeightVersions:
         most_kept: the most versions held at once since `begin`, the newest one included.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, work: StageWork) -> None:
+        module = work.module
         named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+        self._changed = work.weights_changed
         self.names = [name for name, _ in named]
         self._parameters = [parameter for _, parameter in named]
         self.masters = [nn.Parameter(parameter.data) for parameter in self._parameters]
@@ -82,3 +86,4 @@ class WeightVersions:
     def _put(self, memory: Sequence[torch.Tensor]) -> None:
         for parameter, tensor in zip(self._parameters, memory, strict=True):
             parameter.data = tensor.data
+        self._changed()

@@ -11,8 +11,9 @@ The model:
    link included, is transfer.
 5. An overlapped pair starts when the messages of both its ops have arrived. What it takes is split between its ops in
    proportion to what they take alone, so that a rank's spans never overlap.
-6. OFFLOAD and RELOAD take no time on the rank. Its copies run one after another, each on the link to or from the rank
-   that keeps them. F waits for the offloads before it, whose memory it uses; B and I wait for their reload.
+6. OFFLOAD and RELOAD take no time on the rank, nor HOST and RETURN on the one that keeps its activations. A rank's
+   copies run one after another, each on the link to or from its keeper. F waits for the offloads before it, whose
+   memory it uses; B and I wait for their reload.
 7. The optimizer step of a stage that several ranks hold starts when all of them have reduced what it applies.
 """
 
@@ -27,7 +28,7 @@ from penstock.costs import StageCosts
 from penstock.errors import UserError, VerificationError
 from penstock.ir.collector import collector_paused
 from penstock.ir.dependencies import CONSUMES, MESSAGE, Key, produced
-from penstock.ir.ops import COMPUTE, RECEIVES, Channel, Op, OpKind, Transfer
+from penstock.ir.ops import COMPUTE, GUESTS, RECEIVES, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Program
 from penstock.ir.schedule import Schedule
 from penstock.ir.steps import awaited_gradients, contributed, useful_products
@@ -146,6 +147,8 @@ class _Run:
                 self.post(rank, entry)
             elif entry[0] in _COPIES:
                 self.copy(rank, entry)
+            elif entry[0] in GUESTS:
+                pass  # rule 6
             else:
                 done = self.compute(rank, self.together(rank, at) if at in pairs else (entry,))
                 if not done:

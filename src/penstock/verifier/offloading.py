@@ -1,14 +1,22 @@
-"""What is offloaded comes back before it is needed."""
+"""What is offloaded comes back before it is needed, and its keeper takes part in it."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 from penstock.errors import VerificationError
-from penstock.ir.ops import BACKWARD, Op, OpKind
+from penstock.ir.ops import BACKWARD, GUESTS, MOVES, Op, OpKind
+from penstock.ir.program import Program
 from penstock.ir.schedule import Schedule
 
-_MOVES = frozenset({OpKind.OFFLOAD, OpKind.RELOAD})
+_PARTNERS = {
+    OpKind.OFFLOAD: OpKind.HOST,
+    OpKind.HOST: OpKind.OFFLOAD,
+    OpKind.RELOAD: OpKind.RETURN,
+    OpKind.RETURN: OpKind.RELOAD,
+}
+"""What happens at the other end."""
 
 
 def check_offloading(schedule: Schedule) -> None:
@@ -21,15 +29,54 @@ def check_offloading(schedule: Schedule) -> None:
         VerificationError: the op with its rank and position, and what is wrong with it.
     """
     for rank, ops in enumerate(schedule.ranks):
-        if not any(op.kind in _MOVES for op in ops):
+        if not any(op.kind in MOVES for op in ops):
             continue
         if not schedule.keepers or schedule.keepers[rank] == rank:
-            at, op = next((at, op) for at, op in enumerate(ops) if op.kind in _MOVES)
+            at, op = next((at, op) for at, op in enumerate(ops) if op.kind in MOVES)
             raise VerificationError(
                 f"rank {rank} position {at}: {op} has no rank to keep the activations; name another rank in keepers"
             )
         for at, op, problem in _faults(ops):
             raise VerificationError(f"rank {rank} position {at}: {op} {problem}")
+
+
+def check_guests(program: Program) -> None:
+    """Refuses a program in which a keeper does not take in and send back exactly what another rank offloads to it.
+
+    Between two ranks what is offloaded arrives in the order of OFFLOAD and HOST, and comes back in that of RETURN and
+    RELOAD, so these have to be equal; a guest is sent back after it has been taken in.
+
+    Raises:
+        VerificationError: the instruction with its rank, and its partner.
+    """
+    keepers, placement = program.schedule.keepers, program.schedule.placement
+    moved: dict[tuple[OpKind, int, int], list[Op]] = defaultdict(list)
+    for rank, entries in enumerate(program.ranks):
+        taken: set[tuple[object, ...]] = set()
+        for entry in entries:
+            if entry.kind in MOVES:
+                moved[entry.kind, rank, keepers[rank]].append(Op(*entry[:4]))
+            elif entry.kind in GUESTS:
+                known = entry.replica < placement.num_replicas and entry.stage < placement.num_stages
+                guest = placement.rank_of(entry.stage, entry.replica) if known else rank
+                if guest == rank:
+                    raise VerificationError(f"rank {rank}: {entry} is of no other rank's stage")
+                if entry.kind == OpKind.RETURN and entry[1:] not in taken:
+                    raise VerificationError(f"rank {rank}: {entry} comes before the activations have been taken in")
+                taken.add(entry[1:])
+                moved[entry.kind, guest, rank].append(Op(*entry[:4]))
+    for (kind, guest, keeper), ops in moved.items():
+        partner, far = _PARTNERS[kind], keeper if kind in MOVES else guest
+        others = [op._replace(kind=kind) for op in moved.get((partner, guest, keeper), ())]
+        if others != ops:
+            at = next((i for i, pair in enumerate(zip(ops, others, strict=False)) if pair[0] != pair[1]), None)
+            at = min(len(ops), len(others)) if at is None else at
+            mine = ops[at] if at < len(ops) else "nothing"
+            theirs = others[at]._replace(kind=partner) if at < len(others) else "nothing"
+            raise VerificationError(
+                f"between rank {guest} and its keeper {keeper}: number {at} of {kind.name} is {mine}, of "
+                f"{partner.name} on rank {far} {theirs}"
+            )
 
 
 def _faults(ops: tuple[Op, ...]) -> Iterator[tuple[int, Op, str]]:

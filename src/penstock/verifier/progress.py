@@ -15,9 +15,11 @@ from typing import NamedTuple
 
 from penstock.errors import VerificationError
 from penstock.ir.dependencies import CONSUMES, MESSAGE, Key, Value, ValueKind, carried, produced
-from penstock.ir.ops import ORDERED, RECEIVES, SENDS, Channel, Op, OpKind, Transfer
+from penstock.ir.ops import GUESTS, MOVES, ORDERED, RECEIVES, SENDS, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Instruction, Program
 from penstock.ir.steps import awaited_gradients, contributed, useful_products
+
+_COPIES = MOVES | GUESTS
 
 
 class _Place(NamedTuple):
@@ -49,6 +51,10 @@ class _State:
                 if not self.travel(entry):
                     self.blocked_by[rank] = entry.channel
                     return
+            elif entry[0] in _COPIES:
+                self.blocked_by[rank] = self.copy(entry)
+                if self.blocked_by[rank] is not None:
+                    return
             elif entry[0] in ORDERED:
                 missing = self.missing(rank, entry, paired=at in pairs)
                 if missing is not None:
@@ -77,6 +83,31 @@ class _State:
         value, offset = MESSAGE[kind]
         self.give(target, (value, stage + offset, microbatch, replica))
         return True
+
+    def copy(self, entry: Op) -> Key | Channel | None:
+        """Moves activations between a rank and its keeper, or posts a receive; returns what it has to wait for."""
+        kind, stage, microbatch, replica = entry
+        guest = self.program.schedule.placement.rank_of(stage, replica)
+        keeper = self.program.schedule.keepers[guest]
+        away, back = Channel(guest, keeper, OpKind.OFFLOAD), Channel(keeper, guest, OpKind.RELOAD)
+        saved: Key = (ValueKind.SAVED, stage, microbatch, replica)
+        offloaded: Key = (ValueKind.OFFLOADED, stage, microbatch, replica)
+        if kind in (OpKind.HOST, OpKind.RELOAD):
+            channel = away if kind == OpKind.HOST else back
+            self.posted[channel] += 1
+            if self.blocked_by[channel.source] == channel:
+                self.wake(channel.source)
+            return None
+        channel, target, value = (away, keeper, offloaded) if kind == OpKind.OFFLOAD else (back, guest, saved)
+        if kind == OpKind.RETURN and offloaded not in self.exists[keeper]:
+            return offloaded
+        if self.posted[channel] <= 0:
+            return channel
+        self.posted[channel] -= 1
+        if kind == OpKind.OFFLOAD:
+            self.exists[guest].discard(saved)
+        self.give(target, value)
+        return None
 
     def give(self, rank: int, value: Key) -> None:
         self.exists[rank].add(value)
@@ -154,7 +185,10 @@ def _awaited(program: Program, state: _State, rank: int, entry: Instruction) -> 
                 return _Place(peer, position), f"its receive {other}"
         return None, "a receive that is never posted"
     blocked_by = state.blocked_by[rank]
-    assert blocked_by is not None and not isinstance(blocked_by, Channel), "a rank that stands at an op lacks a value"
+    if isinstance(blocked_by, Channel):
+        partner = Op(OpKind.HOST if entry.kind == OpKind.OFFLOAD else OpKind.RELOAD, *entry[1:4])
+        return _Place(blocked_by.target, program.ranks[blocked_by.target].index(partner)), str(partner)
+    assert blocked_by is not None, "a rank that stands at an op lacks a value"
     value = Value(ValueKind(blocked_by[0]), *blocked_by[1:])
     for other_rank, position, other in program.instructions():
         ran = position < state.at[other_rank]
@@ -162,6 +196,9 @@ def _awaited(program: Program, state: _State, rank: int, entry: Instruction) -> 
             makes = other.kind in SENDS and carried(other) == value
         elif other.kind == OpKind.REDUCE_GRAD:
             makes = contributed(other) == value
+        elif other.kind in _COPIES:
+            gives = {OpKind.OFFLOAD: ValueKind.OFFLOADED, OpKind.RETURN: ValueKind.SAVED}.get(other.kind)
+            makes = (gives, *other[1:]) == value
         else:
             makes = other.kind in ORDERED and value in produced(other)
         if makes and not ran:  # what has run is not waited for, but its send is

@@ -11,7 +11,7 @@ from penstock.ir.schedule import Schedule
 from penstock.lowering import lower
 from penstock.verifier.completeness import check_completeness, check_order
 from penstock.verifier.messages import check_messages
-from penstock.verifier.offloading import check_offloading
+from penstock.verifier.offloading import check_guests, check_offloading
 from penstock.verifier.peaks import peak_activations, peak_deferred, peak_guests, receive_slots
 from penstock.verifier.progress import check_progress
 from penstock.verifier.reductions import check_reductions
@@ -50,9 +50,10 @@ def verify(subject: Schedule | Program) -> Proof:
     A schedule is lowered first. Proven, in this order: every op occurs exactly once, on the rank that holds its stage;
     what is offloaded comes back before its backward; lowering kept the order; gradients are reduced once, when they
     are complete, by all owners of a stage or by none; sends and receives match one to one, in the same order, on every
-    channel; every op finds what it consumes, an overlapped pair what both its ops consume, and all ranks reach their
-    end under rendezvous semantics, in which a send blocks until its receive is posted (so they do under any
-    buffering); every forward and backward finds the weight version that the schedule's weight rule wants.
+    channel, and so does what is offloaded and kept; every op finds what it consumes, an overlapped pair what both its
+    ops consume, and all ranks reach their end under rendezvous semantics, in which a send blocks until its receive is
+    posted (so they do under any buffering); every forward and backward finds the weight version that the schedule's
+    weight rule wants.
 
     Raises:
         VerificationError: with the counter-example: the missing or doubled op, the message without a partner,
@@ -66,6 +67,7 @@ def verify(subject: Schedule | Program) -> Proof:
     check_order(program)
     check_reductions(program)
     check_messages(program)
+    check_guests(program)
     check_progress(program)
     weights = weights_of(schedule)
     guests = peak_guests(schedule)

@@ -1,19 +1,20 @@
 // What a page does in the browser. A panel is one timeline, with
-//   figure, image, labels, state     its plot, and the sources of its pixels, of the numbers in bars, of what ranks do
+//   figure, image, state, cursor     its plot, the sources of its pixels and of what ranks do, a line
 //   spans, waits                     columns sorted by rank and start; those of rank r from first[r] to first[r + 1]
 //   firstSpan, firstWait, ranks, end
-//   memory                           null, or {first, time, held, sources}: steps sorted likewise, a source a rank
-// and `looks` is kind -> {letter, word, fill, ink}.
+//   memory                           null, or {figure, image, steps, first, colours, top}: steps sorted likewise
+// and `looks` is kind -> {letter, word, fill, ink}, with {fill} of idle, waiting and transfer beside the kinds.
 //
 //   spans, waits   ──binary search──▶   what lies in view   ──▶   one row of pixels a rank   ──▶   one image
 //
 // A bar narrower than a pixel colours its part of it, so a picture costs as much for a hundred spans as for a million
 // pixels' worth of them, and none is left out. What the pointer is over is searched for in the columns, not in pixels.
 const penstock = (() => {
-  const MOST_LABELS = 700, DIGIT = 6.2, LETTERS = 46;
-  const MOST_PIXELS = 4096, MOST_STEPS = 24000;
-  const IDLE = [243, 243, 243], WAITING = [230, 230, 230], TRANSFER = [238, 182, 204];
+  const FONT = 11, DIGIT = 6.2, LETTERS = 46;  // CSS pixels
+  const GAP = 0.16;  // of a row, between ranks
+  const MOST_PIXELS = 4096;
   const NOBODY = -1;
+  const drawn = new WeakMap();  // figure -> the view that it shows
 
   // The last of sorted `starts` from `low` to before `high` that is not after `time`; low - 1 where all are.
   const lastUpTo = (starts, low, high, time) => {
@@ -24,6 +25,14 @@ const penstock = (() => {
       else to = middle;
     }
     return from - 1;
+  };
+
+  const pixelsOf = length => Math.max(1, Math.min(MOST_PIXELS, Math.round(length * (window.devicePixelRatio || 1))));
+
+  // Puts `pixels`, rows from the lowest y, where `figure` shows its time axis now.
+  const show = (image, {x_range: {start, end}}, pixels, shape) => {
+    const Pixels = image.data.image[0].constructor;
+    image.data = {x: [start], dw: [end - start], image: [new Pixels(pixels, shape)]};
   };
 
   // The first and one past the last entry of `rank` that may lie between `from` and `to`.
@@ -52,11 +61,15 @@ const penstock = (() => {
     }
   };
 
-  const finish = (sums, width, row) => {
+  const opaque = (red, green, blue) => (255 << 24 | blue << 16 | green << 8 | red) >>> 0;
+
+  const finish = (sums, width, row, idle) => {
     for (let x = 0, at = 0; x < width; x++, at += 4) {
       const rest = Math.max(0, 1 - sums[at + 3]), whole = Math.max(1, sums[at + 3]);
-      const [red, green, blue] = IDLE.map((tone, i) => (sums[at + i] + rest * tone) / whole);
-      row[x] = (255 << 24 | blue << 16 | green << 8 | red) >>> 0;
+      const red = (sums[at] + rest * idle[0]) / whole;
+      const green = (sums[at + 1] + rest * idle[1]) / whole;
+      const blue = (sums[at + 2] + rest * idle[2]) / whole;
+      row[x] = opaque(red, green, blue);
     }
   };
 
@@ -65,7 +78,7 @@ const penstock = (() => {
     const at = Math.round(x1) - 1, pale = Math.min(0.85, (wide - 3) / 8);
     if (pale <= 0 || at < 0 || at >= row.length) return;
     const mixed = shift => Math.round(255 * pale + (row[at] >>> shift & 255) * (1 - pale));
-    row[at] = (255 << 24 | mixed(16) << 16 | mixed(8) << 8 | mixed(0)) >>> 0;
+    row[at] = opaque(mixed(0), mixed(8), mixed(16));
   };
 
   const pixels = (panel, looks, from, to, width) => {
@@ -78,101 +91,146 @@ const penstock = (() => {
       let [i, stop] = inView(waits, firstWait, rank, from, to);
       for (; i < stop; i++) {
         const x0 = (waits.start[i] - from) * scale, left = (waits.left[i] - from) * scale;
-        cover(sums, width, x0, left, WAITING);
-        cover(sums, width, left, (waits.end[i] - from) * scale, TRANSFER);
+        cover(sums, width, x0, left, fills.waiting);
+        cover(sums, width, left, (waits.end[i] - from) * scale, fills.transfer);
       }
       const [begin, end] = inView(spans, firstSpan, rank, from, to);
       for (i = begin; i < end; i++)
         cover(sums, width, (spans.start[i] - from) * scale, (spans.end[i] - from) * scale, fills[spans.kind[i]]);
-      finish(sums, width, row);
+      finish(sums, width, row, fills.idle);
       for (i = begin; i < end; i++)
         rim(row, (spans.end[i] - from) * scale, (spans.end[i] - spans.start[i]) * scale);
     }
     return all;
   };
 
-  const drawBars = (panel, looks) => {
-    const {figure, image, ranks} = panel, {start: from, end: to} = figure.x_range;
-    const width = Math.max(1, Math.min(MOST_PIXELS, Math.round(figure.inner_width * (window.devicePixelRatio || 1))));
-    const Pixels = image.data.image[0].constructor;
-    image.data = {x: [from], dw: [to - from], image: [new Pixels(pixels(panel, looks, from, to, width), [ranks, width])]};
-  };
-
   // ----------------------------------------------------------------------------------- numbers in bars
 
-  const numbers = (panel, looks) => {
-    const {figure, spans: {data: spans}, firstSpan, ranks} = panel, {start: from, end: to} = figure.x_range;
-    const scale = figure.inner_width / (to - from);
-    const x = [], y = [], text = [], color = [];
+  // Writes into every bar what fits: its microbatch, with stage and letter where there is more room.
+  const writeNumbers = (canvas, panel, looks, {from, to, width, ratio, height}) => {
+    const {spans: {data: spans}, firstSpan, ranks} = panel, scale = width / (to - from);
+    canvas.font = `${FONT * ratio}px Helvetica, Arial, sans-serif`;
+    canvas.textAlign = "center";
+    canvas.textBaseline = "middle";
     for (let rank = 0; rank < ranks; rank++) {
       const [begin, end] = inView(spans, firstSpan, rank, from, to);
       for (let i = begin; i < end; i++) {
         const left = Math.max(spans.start[i], from), right = Math.min(spans.end[i], to);
-        const wide = (right - left) * scale, microbatch = spans.microbatch[i];
+        const wide = (right - left) * scale / ratio, microbatch = spans.microbatch[i];
+        if (microbatch < 0 || wide < DIGIT + 3) continue;
         let words = `${microbatch}`;
-        if (microbatch < 0 || wide < DIGIT * words.length + 3) continue;
+        if (wide < DIGIT * words.length + 3) continue;
         const {letter, ink} = looks[spans.kind[i]];
-        if (wide > LETTERS + DIGIT * words.length) words = `${spans.stage[i]}${letter}${microbatch}`;
-        x.push((left + right) / 2); y.push(rank); text.push(words); color.push(ink);
+        if (wide > LETTERS + DIGIT * words.length) words = `${spans.stage[i]}${letter}${words}`;
+        canvas.fillStyle = ink;
+        canvas.fillText(words, ((left + right) / 2 - from) * scale, (rank + 0.53) * height / ranks);
       }
-      if (x.length > MOST_LABELS) return {x: [], y: [], text: [], color: []};
     }
-    return {x, y, text, color};
   };
 
-  const drawNumbers = (panel, looks) => {
-    const found = panel.figure.inner_height >= 11 * panel.ranks ? numbers(panel, looks) : {x: [], y: [], text: [], color: []};
-    // Setting a source that is empty and stays so would draw the whole panel again.
-    if (found.x.length || panel.labels.data.x.length) panel.labels.data = found;
+  // The picture of a panel: a row of pixels a rank, stretched, with gaps between the ranks and numbers in the bars.
+  const drawBars = (panel, looks) => {
+    const {figure, image, ranks} = panel, {start: from, end: to} = figure.x_range, ratio = window.devicePixelRatio || 1;
+    const width = pixelsOf(figure.inner_width), height = pixelsOf(figure.inner_height), row = height / ranks;
+    const rows = new ImageData(new Uint8ClampedArray(pixels(panel, looks, from, to, width).buffer), width, ranks);
+    const thin = new OffscreenCanvas(width, ranks), whole = new OffscreenCanvas(width, height);
+    thin.getContext("2d").putImageData(rows, 0, 0);
+    const canvas = whole.getContext("2d", {willReadFrequently: true});
+    canvas.imageSmoothingEnabled = false;
+    canvas.drawImage(thin, 0, 0, width, height);
+    canvas.fillStyle = "white";
+    for (let rank = 0; rank <= ranks; rank++) canvas.fillRect(0, (rank - GAP / 2) * row, width, GAP * row);
+    if (row >= FONT * ratio) writeNumbers(canvas, panel, looks, {from, to, width, ratio, height});
+    show(image, figure, new Uint32Array(canvas.getImageData(0, 0, width, height).data.buffer), [height, width]);
   };
 
   // -------------------------------------------------------------------------------------------- memory
 
-  // Of a curve at most four steps a column of the view: the first, the least, the most, the last.
-  const thinned = (time, held, begin, end, from, to, columns) => {
-    const x = [], y = [], scale = columns / (to - from);
-    for (let i = begin; i < end;) {
-      const column = Math.floor((time[i] - from) * scale);
-      let least = i, most = i, last = i;
-      for (; i < end && Math.floor((time[i] - from) * scale) === column; last = i++) {
-        if (held[i] < held[least]) least = i;
-        if (held[i] > held[most]) most = i;
+  // For each column of the view the least and the most that `rank` holds there, what it holds at its start included.
+  const reach = ({time, held}, first, rank, from, to, width) => {
+    const least = new Float64Array(width).fill(NaN), most = new Float64Array(width).fill(NaN);
+    const [begin, end] = inView({start: time}, first, rank, from, to), scale = width / (to - from);
+    const stop = Math.min(width, Math.ceil((time[first[rank + 1] - 1] - from) * scale));
+    let now = begin < end ? held[begin] : NaN;
+    for (let x = 0, i = begin; x < stop; x++) {
+      least[x] = most[x] = now;
+      for (; i < end && (time[i] - from) * scale < x + 1; i++) {
+        now = held[i];
+        if ((time[i] - from) * scale < x) least[x] = most[x] = now;
+        else [least[x], most[x]] = [Math.min(least[x], now), Math.max(most[x], now)];
       }
-      const first = x.length === 0 ? begin : Math.min(least, most);
-      for (const at of [...new Set([first, least, most, last])].sort((a, b) => a - b)) x.push(time[at]), y.push(held[at]);
     }
-    return {x, y};
+    return [least, most];
   };
 
-  const drawMemory = ({figure, memory, ranks}) => {
+  // Every curve as a line of `thick` pixels, later ranks over earlier ones; row 0 of the image is the bottom.
+  const curves = ({steps: {data: steps}, first, colours, top}, from, to, width, height) => {
+    const all = new Uint32Array(width * height), thick = Math.max(1, Math.round(1.4 * (window.devicePixelRatio || 1)));
+    colours.forEach(([red, green, blue], rank) => {
+      const [least, most] = reach(steps, first, rank, from, to, width), tone = opaque(red, green, blue);
+      for (let x = 0; x < width; x++) {
+        if (!(most[x] >= 0)) continue;
+        const low = Math.round(least[x] / top * height), high = Math.round(most[x] / top * height) + thick;
+        for (let y = Math.max(0, low); y < Math.min(height, high); y++) all[y * width + x] = tone;
+      }
+    });
+    return all;
+  };
+
+  const drawMemory = ({memory}) => {
     if (!memory) return;
-    const {start: from, end: to} = figure.x_range, {time, held} = memory.steps.data;
-    const columns = Math.max(64, Math.min(figure.inner_width, MOST_STEPS / (4 * ranks)));
-    for (let rank = 0; rank < ranks; rank++) {
-      const [begin, end] = inView({start: time}, memory.first, rank, from, to);
-      memory.sources[rank].data = thinned(time, held, begin, Math.min(end + 1, memory.first[rank + 1]), from, to, columns);
-    }
+    const {figure, image} = memory, {start: from, end: to} = figure.x_range;
+    const width = pixelsOf(figure.inner_width), height = pixelsOf(figure.inner_height);
+    show(image, figure, curves(memory, from, to, width, height), [height, width]);
   };
 
   // ---------------------------------------------------------------------------------------- what to call
 
-  // Draws the panels for the time axis as it is now. Both of its ends change one after the other; once a frame is enough.
-  let frame = 0;
-  const draw = (panels, looks) => {
-    cancelAnimationFrame(frame);
-    frame = requestAnimationFrame(() => {
-      for (const panel of panels) {
-        if (!panel.figure.inner_width) continue;
-        drawBars(panel, looks);
-        drawNumbers(panel, looks);
-        drawMemory(panel);
-      }
-    });
+  const elements = new WeakMap();
+  const elementOf = figure => {
+    if (!elements.has(figure)) elements.set(figure, Bokeh.index.find_one(figure).el);
+    return elements.get(figure);
+  };
+
+  const onScreen = ({figure}) => {
+    const {top, bottom} = elementOf(figure).getBoundingClientRect();
+    return bottom > 0 && top < window.innerHeight;
+  };
+
+  const drawPanel = (panel, looks) => {
+    const {figure, figure: {x_range: {start, end}, inner_width, inner_height}} = panel;
+    const now = `${start} ${end} ${inner_width} ${inner_height}`;
+    if (!inner_width || !inner_height || drawn.get(figure) === now) return;
+    drawn.set(figure, now);
+    drawBars(panel, looks);
+    drawMemory(panel);
+  };
+
+  // Gives the panels on screen the time axis of the one that changed, and draws them: at once, so that it is in time for
+  // the frame that Bokeh paints. Those elsewhere follow when they come on screen, and cost nothing until then.
+  let view = null, following = false;
+  const follow = (panels, looks) => {
+    following = true;
+    for (const panel of panels.filter(onScreen)) {
+      panel.figure.x_range.setv(view);
+      drawPanel(panel, looks);
+    }
+    following = false;
+  };
+
+  const draw = (panels, looks, {figure: {x_range: {start, end}}}) => {
+    if (following) return;
+    if (view === null) {
+      const observer = new IntersectionObserver(() => follow(panels, looks));
+      for (const {figure} of panels) observer.observe(elementOf(figure));
+    }
+    view = {start, end};
+    follow(panels, looks);
   };
 
   const short = number => `${+number.toPrecision(6)}`;
-  const named = ({stage, kind, microbatch}, i, looks) =>
-    `${stage[i]}${looks[kind[i]].letter}${microbatch[i] < 0 ? "" : microbatch[i]}`;
+  const named = ({stage, kind, microbatch, replica}, i, looks) =>
+    `${stage[i]}${looks[kind[i]].letter}${microbatch[i] < 0 ? "" : microbatch[i]}${replica[i] ? `@${replica[i]}` : ""}`;
 
   // Writes what every rank does at `now` beside the panels.
   const state = ({spans: {data: spans}, waits: {data: waits}, firstSpan, firstWait, end}, rank, now, looks) => {
@@ -225,5 +283,15 @@ const penstock = (() => {
     return lines[line] ?? "";
   };
 
-  return {draw, move, tell, pixels, lastUpTo, runningAt, thinned};
+  // The rank whose curve is nearest to the pointer, and what it holds.
+  const tellMemory = ({steps: {data: {time, held}}, first, colours}, unit, {x, y}) => {
+    let best = null;
+    for (let rank = 0; rank < colours.length; rank++) {
+      const at = lastUpTo(time, first[rank], first[rank + 1], x), away = at < first[rank] ? NaN : Math.abs(held[at] - y);
+      if (best === null ? !isNaN(away) : away < best.away) best = {rank, away, held: held[at]};
+    }
+    return best === null ? "" : `rank ${best.rank}: ${short(best.held)} ${unit}`;
+  };
+
+  return {draw, move, tell, tellMemory};
 })();

@@ -11,7 +11,7 @@ from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter, Rang
 from bokeh.plotting import figure
 
 from penstock.view.comparison import Row, pareto
-from penstock.view.labels import Box, Label, place_labels
+from penstock.view.labels import Box, Label, place_labels, stairs, strokes
 from penstock.view.units import time_unit
 
 _WIDTH, _HEIGHT, _LABEL_PIXELS = 560, 360, 11
@@ -73,6 +73,8 @@ def comparison_figure(rows: Sequence[Row]) -> Any:
         tools="",
         toolbar_location=None,
         outline_line_color=None,
+        sizing_mode="fixed",
+        styles={"min-width": f"{_WIDTH + _MARGIN}px"},
     )
     front = [(float(row.peak_activations), float(row.bubble_fraction)) for row in pareto(rows)]
     drawn.step([x for x, _ in front], [y for _, y in front], mode="after", line_color=_FRONT, line_width=1.5)
@@ -132,7 +134,10 @@ def _name_points(drawn: Any, rows: Sequence[Row], points: Sequence[tuple[float, 
     for row, point in zip(rows, points, strict=True):
         names.setdefault(point, []).append(row.name)
     labels = [Label((axes[0].at(x), axes[1].at(y)), "\n".join(group)) for (x, y), group in names.items()]
-    places = place_labels(labels, font_points=_LABEL_PIXELS, frame=Box(0, 0, _WIDTH, _HEIGHT))
+    front = [(axes[0].at(float(row.peak_activations)), axes[1].at(float(row.bubble_fraction))) for row in pareto(rows)]
+    places = place_labels(
+        labels, font_points=_LABEL_PIXELS, frame=Box(0, 0, _WIDTH, _HEIGHT), obstacles=strokes(stairs(front))
+    )
     source = ColumnDataSource(
         {
             "memory": [x for x, _ in names],

@@ -110,13 +110,9 @@ def moments_of(timelines: Iterable[Timeline], per_second: float) -> NDArray[np.f
 
 
 def _ops(ops: Iterable[Op]) -> Columns:
-    rows = [(op.kind, op.stage, op.microbatch) for op in ops]
-    kinds, stages, microbatches = zip(*rows, strict=True) if rows else ((), (), ())
-    return {
-        "kind": np.array(kinds, np.int8),
-        "stage": np.array(stages, np.int16),
-        "microbatch": np.array(microbatches, np.int32),
-    }
+    rows = np.array([tuple(op) for op in ops], np.int32).reshape(-1, 4)
+    types = {"kind": np.int8, "stage": np.int16, "microbatch": np.int32, "replica": np.int8}
+    return {name: column.astype(types[name]) for name, column in zip(Op._fields, rows.T, strict=True)}
 
 
 def _first(ranks: Sequence[int], num_ranks: int) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from penstock.errors import UserError
 from penstock.view.comparison import Row, pareto
-from penstock.view.labels import Box, Label, place_labels
+from penstock.view.labels import Box, Label, place_labels, stairs, strokes
 from penstock.view.picture import INK, PALE_INK, STYLE, check_format, save_figure
 
 _FRONT = "#8aa9c4"
@@ -109,15 +108,8 @@ def _draw_front(axes: Axes, rows: Sequence[Row]) -> list[Box]:
     bubble = [top, *(point[1] for point in points), points[-1][1]]
     axes.step(memory, bubble, where="post", color=_FRONT, linewidth=1.1, zorder=2)
     axes.fill_between(memory, bubble, top, step="post", color=_FRONT, alpha=0.09, linewidth=0, zorder=0)
-    corners = [(memory[0], bubble[0])]
-    for x, y in zip(memory[1:], bubble[1:], strict=True):
-        corners += [(x, corners[-1][1]), (x, y)]
-    return [_stroke(_points(axes, start), _points(axes, end)) for start, end in pairwise(corners)]
-
-
-def _stroke(start: tuple[float, float], end: tuple[float, float]) -> Box:
-    (left, right), (bottom, top) = (sorted(pair) for pair in zip(start, end, strict=True))
-    return Box(left - 1, bottom - 1, right + 1, top + 1)
+    corners = stairs(list(zip(memory, bubble, strict=True)))
+    return strokes([_points(axes, corner) for corner in corners])
 
 
 def _points(axes: Axes, point: tuple[float, float]) -> tuple[float, float]:

@@ -1,0 +1,119 @@
+"""Activation checkpointing composes with every schedule: the bits of the run without it, one more forward a block."""
+
+from typing import Any
+
+import pytest
+import torch
+from tests.runtime.runs import assert_same, mse, run
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy
+
+import penstock as ps
+from penstock.errors import ModelError
+from penstock.runtime.recompute import Recompute
+
+WIDTH = 6
+
+
+class Part(nn.Module):
+    """A layer with a batch norm and a dropout, whose forwards and products are counted."""
+
+    products: list[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(WIDTH)
+        self.mlp = nn.Sequential(nn.Linear(WIDTH, 9), nn.Tanh(), nn.Dropout(0.3), nn.Linear(9, WIDTH))
+        self.register_buffer("forwards", torch.zeros(1), persistent=False)
+        self.calls: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.append(1)
+        return x + self.mlp(self.norm(x))
+
+
+def model(layers: int = 4) -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(*(Part() for _ in range(layers))).double()
+
+
+def data() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(4)
+    return torch.randn(16, WIDTH, dtype=torch.float64), torch.randn(16, WIDTH, dtype=torch.float64)
+
+
+CHOICES: dict[str, Any] = {
+    "full": "full",
+    "by name": [r"\d+\.mlp"],
+    "one stage": {1: "full"},
+    "policy": Recompute(policy=lambda ctx, op, *args, **kwargs: CheckpointPolicy.PREFER_RECOMPUTE),
+    "products kept": Recompute(
+        policy=lambda ctx, op, *args, **kwargs: (
+            CheckpointPolicy.MUST_SAVE
+            if op in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
+            else CheckpointPolicy.PREFER_RECOMPUTE
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("schedule", ["one_f_one_b", "zb_h1", "zb_v", "gpipe"])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_recomputation_changes_no_bit(schedule: str, choice: str):
+    common: dict[str, Any] = {"num_ranks": 2, "schedule": schedule, "num_microbatches": 4, "seed": 7}
+    plain = run(model(), [data(), data()], **common)
+    found = run(model(), [data(), data()], recompute=CHOICES[choice], **common)
+    assert_same(found.grads, plain.grads)
+    assert [[loss.item() for loss in rank] for rank in found.losses] == [
+        [loss.item() for loss in rank] for rank in plain.losses
+    ]
+
+
+@pytest.mark.parametrize(("schedule", "choice", "calls"), [
+    ("one_f_one_b", "none", 4),
+    ("one_f_one_b", "full", 8),
+    ("zb_h1", "full", 8),
+    ("zb_h1", [r"\d+\.mlp"], 4),
+])  # fmt: skip
+def test_a_layer_runs_once_more_and_its_statistics_see_each_microbatch_once(schedule: str, choice: Any, calls: int):
+    whole = model(2)
+
+    def rank(transport: ps.LoopbackTransport) -> None:
+        pipe = ps.Pipeline(
+            whole, mse, transport=transport, schedule=schedule, num_microbatches=4, recompute=choice, seed=1
+        )
+        pipe.step(*data())
+
+    ps.run_ranks(rank, 2, timeout_seconds=20)
+    for part in whole:
+        assert len(part.calls) == calls
+        assert part.norm.num_batches_tracked == 4
+
+
+def test_evaluation_recomputes_nothing():
+    whole = model(2)
+
+    def rank(transport: ps.LoopbackTransport) -> None:
+        ps.Pipeline(whole, mse, transport=transport, num_microbatches=4, recompute="full").evaluate(*data())
+
+    ps.run_ranks(rank, 2, timeout_seconds=20)
+    assert [len(part.calls) for part in whole] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ("all", 'recompute=\'all\'; use "none", "full", a list'),
+        ([r"7\.mlp"], r"matches no module; there are e.g. 1.mlp"),
+        (["("], "is no regular expression"),
+        ({5: "full"}, "recompute names stage 5; use stages from 0 to 1"),
+    ],
+)
+def test_what_cannot_be_recomputed_is_said_at_the_start(choice: Any, words: str):
+    def rank(transport: ps.LoopbackTransport) -> str:
+        with pytest.raises(ModelError) as caught:
+            ps.Pipeline(model(2), mse, transport=transport, num_microbatches=4, recompute=choice)
+        return str(caught.value)
+
+    for text in ps.run_ranks(rank, 2, timeout_seconds=20):
+        assert words.replace("\\", "") in text
