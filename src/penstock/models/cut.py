@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +31,14 @@ class Stage(nn.Module):
 
     def forward(self, value: Any) -> Any:
         """Returns what the last layer makes of `value`, a tensor or a tree of tensors and plain values."""
-        for index, layer in enumerate(self.children(), start=self.first_layer):
-            with self.surrounding(index) if self.surrounding else nullcontext():
-                value = layer(value)
+        layers = self._modules.values()  # as in nn.Sequential: children() costs more than a small layer does
+        if self.surrounding is None:
+            for layer in layers:
+                value = layer(value)  # type: ignore[misc]
+            return value
+        for index, layer in enumerate(layers, start=self.first_layer):
+            with self.surrounding(index):
+                value = layer(value)  # type: ignore[misc]
         return value
 
 
@@ -43,12 +48,15 @@ class CutModel:
 
     Attributes:
         layers: name -> layer, in model order; a layer's parameters are named `<name>.<parameter>`.
+        assemble: (a stage's layers by name, index of the first) -> the stage as a module with an attribute
+            `surrounding`; None for a `Stage`, which runs one layer after another.
 
     Raises:
         ModelError: no layer at all.
     """
 
     layers: Mapping[str, nn.Module]
+    assemble: Callable[[Mapping[str, nn.Module], int], Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -63,7 +71,11 @@ class CutModel:
         """Returns stage `index` of `partition` as a module."""
         names = list(self.layers)
         layers = partition.layers_of(index)
-        return Stage({names[i]: self.layers[names[i]] for i in layers}, first_layer=layers.start)
+        held = {names[i]: self.layers[names[i]] for i in layers}
+        if self.assemble is not None:
+            stage: Stage = self.assemble(held, layers.start)
+            return stage
+        return Stage(held, first_layer=layers.start)
 
     def stage_of_parameters(self, partition: Partition) -> dict[str, int]:
         """Returns parameter name -> stage, over the whole model.

@@ -9,6 +9,7 @@ from torch import nn
 
 from penstock.errors import ModelError
 from penstock.models.cut import CutModel
+from penstock.models.hugging_face import from_hugging_face, is_hugging_face
 from penstock.models.layers import from_layers
 
 FRONT_ENDS: dict[tuple[type, ...], Callable[[Any], CutModel]] = {
@@ -24,10 +25,12 @@ def cut(model: Any) -> CutModel:
     Raises:
         ModelError: no front-end can cut it; the message says what can be cut.
     """
+    if is_hugging_face(model):
+        return from_hugging_face(model)
     for kinds, front_end in FRONT_ENDS.items():
         if isinstance(model, kinds):
             return front_end(model)
     raise ModelError(
         f"a {type(model).__name__} cannot be cut into stages; give an nn.Sequential or a list of modules, each of "
-        "which takes what the one before returns"
+        "which takes what the one before returns, or a Hugging Face model"
     )

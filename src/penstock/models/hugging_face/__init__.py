@@ -1,0 +1,13 @@
+"""Front-end for Hugging Face models: a stage runs the model's own forward, with the parts of other stages passed by.
+
+    stage 0   ids ─ embed ─ layer 0 ─ layer 1 ─┤ stop at layer 2: hidden states leave
+    stage 1   ids ─ (blank) ─ pass ─ pass ─ hidden states enter ─ layer 2 ─ layer 3 ─ norm ─ head
+
+Masks, rotary embeddings, layer types and position ids are worked out by the model's own code on every stage, from the
+ids and masks that travel beside the hidden states. No model has code of its own here.
+"""
+
+from penstock.models.hugging_face.front_end import from_hugging_face, is_hugging_face
+from penstock.models.hugging_face.loss import causal_lm_loss, token_count
+
+__all__ = ["causal_lm_loss", "from_hugging_face", "is_hugging_face", "token_count"]

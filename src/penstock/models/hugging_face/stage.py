@@ -1,0 +1,209 @@
+"""One stage of a Hugging Face model: a shell of the model that holds this stage's parts and stand-ins for the others."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from penstock.errors import BatchError
+from penstock.models.cut import LayerContext
+from penstock.models.hugging_face.plan import Parts
+
+HIDDEN = "hidden_states"
+"""The key of a boundary under which the hidden states travel; what the model was called with travels beside them."""
+
+_CALL = {"use_cache": False}
+"""A training forward keeps no cache: it would tie layers of different stages together."""
+
+
+class _Reached(Exception):  # noqa: N818  # no error: the model's forward has come to the next stage's part
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__("reached the next stage")
+        self.hidden = hidden
+
+
+class _Stop(nn.Module):
+    """Stands for the first part of the next stage: ends the forward with what that part is given."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises what carries the hidden states out of the model's forward."""
+        raise _Reached(_hidden_of(args, kwargs))
+
+
+class _Pass(nn.Module):
+    """Stands for a layer of an earlier stage: gives the hidden states that came from there."""
+
+    def __init__(self, entering: list[Tensor], like: nn.Module) -> None:
+        super().__init__()
+        self._entering = entering
+        self._gives_tuple = gives_tuple(like)
+        for name, value in vars(like).items():
+            if name not in self.__dict__ and not name.startswith("_"):
+                setattr(self, name, value)  # attention_type, layer_idx, …: the model's forward may look at them
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the hidden states that entered, in the form that the layer has."""
+        return (self._entering[0],) if self._gives_tuple else self._entering[0]
+
+
+class _Blank(nn.Module):
+    """Stands for an embedding of an earlier stage: numbers that nobody reads, in its shape and type."""
+
+    def __init__(self, like: nn.Module, entering: list[Tensor]) -> None:
+        super().__init__()
+        self._width = getattr(like, "embedding_dim", None)
+        self._entering = entering
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns zeros of the shape that the embedding's output has."""
+        given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        hidden = self._entering[0]
+        if given.is_floating_point():
+            return given
+        width = self._width or hidden.shape[-1]
+        return hidden.new_zeros(()).expand(*given.shape, width)
+
+
+class HuggingFaceStage(nn.Module):
+    """A stage: takes ids (the first) or a boundary, gives a boundary or (the last) what the model gives.
+
+    Args:
+        model: the whole model; it is left as it is.
+        parts: the names of its parts.
+        units: names of the parts that this stage runs, layers one by one.
+        first_unit: the place of the first of them among all units of the model.
+    """
+
+    def __init__(self, model: Any, parts: Parts, *, units: Mapping[str, nn.Module], first_unit: int) -> None:
+        super().__init__()
+        self.surrounding: LayerContext | None = None
+        self._entering: list[Tensor] = []
+        self._units = list(units)
+        layers = model.get_submodule(parts.layers)
+        self._is_first = parts.before[0] in units
+        self._is_last = (parts.after[-1] if parts.after else f"{parts.layers}.{len(layers) - 1}") in units
+        shell = _shell(model, parts.base)
+        self._put(shell, parts, layers, units)
+        for name, child in shell._modules.items():
+            self.add_module(name, child)  # so that parameters carry their names in the model
+        object.__setattr__(self, "_shell", shell)
+        self._open = ExitStack()
+        self._running = False
+        for place, name in enumerate(self._units, start=first_unit):
+            self._key_random_numbers(self.get_submodule(name), place)
+        own = [name for name in self._units if name.startswith(f"{parts.layers}.")]
+        if not self._is_first and own and own[0] == f"{parts.layers}.0":
+            self.get_submodule(own[0]).register_forward_pre_hook(self._enter, with_kwargs=True)
+
+    def _put(self, shell: nn.Module, parts: Parts, layers: nn.ModuleList, units: Mapping[str, nn.Module]) -> None:
+        """Puts stand-ins into the shell for the parts that this stage does not run."""
+        inside = [int(name.rsplit(".", 1)[1]) for name in units if name.startswith(f"{parts.layers}.")]
+        end = inside[-1] + 1 if inside else (0 if self._is_first else len(layers))
+        row = [
+            layer if index in inside else (_Pass(self._entering, layer) if index < end else _Stop())
+            for index, layer in enumerate(layers)
+        ]
+        _replace(shell, parts.layers, nn.ModuleList(row))
+        for name in parts.before:
+            if name not in units:
+                _replace(shell, name, _Blank(shell.get_submodule(name), self._entering))
+        earlier = not self._is_first
+        for name in parts.after:
+            if name in units:
+                earlier = False
+            else:
+                passed = earlier and self._is_last and not inside
+                _replace(shell, name, _Pass(self._entering, shell.get_submodule(name)) if passed else _Stop())
+
+    def _key_random_numbers(self, module: nn.Module, place: int) -> None:
+        def enter(*_: Any) -> None:
+            if self._running and self.surrounding is not None:
+                self._open.enter_context(self.surrounding(place))
+
+        def leave(*_: Any) -> None:
+            if self._running:
+                self._open.close()
+
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave, always_call=True)
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Gives the first layer the hidden states that entered, in place of what comes from blank embeddings."""
+        if not self._running:
+            return None
+        if HIDDEN in kwargs:
+            return args, kwargs | {HIDDEN: self._entering[0]}
+        return (self._entering[0], *args[1:]), kwargs
+
+    def forward(self, value: Any) -> Any:
+        """Returns the boundary to the next stage, or on the last the model's logits.
+
+        Args:
+            value: ids, or a dict of the model's own arguments; after the first stage the boundary.
+        """
+        if self._is_first:
+            call = dict(value) if isinstance(value, Mapping) else {"input_ids": value}
+            _check_call(call)
+        else:
+            call = dict(value)
+            self._entering.append(call.pop(HIDDEN))
+        travels = {name: each for name, each in call.items() if name != "inputs_embeds"}
+        self._shell.training = self.training
+        self._running = True
+        try:
+            output = self._shell(**call, **_CALL)
+        except _Reached as reached:
+            return {HIDDEN: reached.hidden, **travels}
+        finally:
+            self._running = False
+            self._open.close()
+            self._entering.clear()
+        return output.logits if hasattr(output, "logits") else output[0]
+
+
+def gives_tuple(layer: nn.Module) -> bool:
+    """Returns whether a decoder layer gives a tuple, by the annotation of its forward."""
+    annotation = str(inspect.signature(type(layer).forward).return_annotation).lower()
+    return "tuple" in annotation.split("|")[0]
+
+
+def _check_call(call: dict[str, Any]) -> None:
+    foreign = [name for name in ("labels", "past_key_values", "use_cache") if call.get(name) is not None]
+    if foreign:
+        raise BatchError(
+            f"inputs hold {foreign[0]}; a pipeline computes the loss by its loss_fn from targets and keeps no cache: "
+            "give input_ids, attention_mask, position_ids"
+        )
+
+
+def _hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    hidden = kwargs.get(HIDDEN, args[0] if args else None)
+    if not isinstance(hidden, Tensor):
+        raise BatchError("the next stage's first part is given no tensor of hidden states; cut elsewhere")
+    return hidden
+
+
+def _shell(model: nn.Module, base: str) -> nn.Module:
+    """Returns a copy of the model and of its inner model that share all parts with them."""
+    shell = _copied(model)
+    if base:
+        shell._modules[base] = _copied(model.get_submodule(base))
+    return shell
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    twin: nn.Module = object.__new__(type(module))
+    twin.__dict__.update(vars(module))
+    for table in ("_modules", "_parameters", "_buffers"):
+        twin.__dict__[table] = dict(getattr(module, table))
+    return twin
+
+
+def _replace(shell: nn.Module, name: str, stand_in: nn.Module) -> None:
+    path, _, leaf = name.rpartition(".")
+    shell.get_submodule(path)._modules[leaf] = stand_in
