@@ -1,29 +1,36 @@
-"""Step time of penstock against torch.distributed.pipelining and a hand-written loop, in one run.
+"""Step time, host time, start and memory of penstock beside torch.distributed.pipelining and a bare loop, in one run.
 
-python benchmarks/runtime.py [--windows 9] [--steps 10]
+python benchmarks/runtime.py [--cases empty tiny d256 d512 start memory] [--windows 9] [--steps 10]
 
-Two processes over gloo, one core and one thread each, 1F1B. The hand-written loop posts the same messages with isend
-and irecv and runs the same modules: the floor. Contenders take turns in windows of steps, so that a busy machine
-is busy for all of them; the figures are medians over windows, and ratios to the floor.
+Two processes, one core and one thread each. The bare loop (contenders.py) makes the same messages and runs the same
+modules, over gloo and over the raw calls of penstock's shared memory: the floors. Contenders take turns in windows of
+steps, so that a busy machine is busy for all of them; figures are medians over windows.
+
+- `x gloo`, `x ring`: the time by that of the floor over gloo or over shared memory of the same schedule.
+- `host`: CPU time of the busier rank's main thread beyond the bare loop's, by the ops of compute of its program.
+- `x planned`: the time by the makespan that the simulator gives for op times measured in that very run.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import socket
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+from contenders import TORCH_SCHEDULES, Job, Step, by_hand, ops_of, with_penstock, with_torch
 from torch import distributed as dist
 from torch import multiprocessing, nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 import penstock as ps
-
-Step = Callable[[], object]
+from penstock.costs import measured_costs
 
 
 class Scale(nn.Module):
@@ -43,138 +50,208 @@ def transformer(width: int) -> nn.Module:
     return nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
 
 
-CASES: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, ...], int]] = {
-    "empty stages, m=64": (Scale, 2, (1, 64), 64),
-    "d=64, 8 layers, 32 tokens, m=8": (lambda: transformer(64), 8, (1, 32, 64), 8),
-    "d=256, 8 layers, 128 tokens, m=8": (lambda: transformer(256), 8, (1, 128, 256), 8),
+class Case(NamedTuple):
+    """A model and the schedules that run it.
+
+    Attributes:
+        layer: makes one layer.
+        num_layers: of the model.
+        shape: of one microbatch.
+        microbatches: numbers of them, each a row of its own.
+        schedules: names.
+        effort: of the steps asked for, how many a window has: large steps need fewer.
+    """
+
+    layer: Callable[[], nn.Module]
+    num_layers: int
+    shape: tuple[int, ...]
+    microbatches: tuple[int, ...]
+    schedules: tuple[str, ...]
+    effort: float = 1.0
+
+
+ALL = ("1F1B", "interleaved_1f1b", "zb_v", "dualpipe_v")
+CASES = {
+    "empty": Case(Scale, 4, (1, 64), (64,), ALL),
+    "tiny": Case(lambda: transformer(64), 8, (1, 32, 64), (8,), ALL[:3]),
+    "d256": Case(lambda: transformer(256), 8, (1, 128, 256), (4, 8, 16), ALL[:3], 0.2),
+    "d512": Case(lambda: transformer(512), 8, (1, 256, 512), (4, 8, 16), ALL[:3], 0.1),
 }
-"""Name -> layer, number of layers, shape of one microbatch, microbatches."""
 
 
-def loss_fn(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Returns the mean squared error."""
-    return nn.functional.mse_loss(output, target)
+class Row(NamedTuple):
+    """One contender's windows: seconds a step, and seconds of CPU a step of this rank's main thread."""
+
+    seconds: list[float]
+    cpu: list[float]
 
 
-def with_penstock(model: nn.Sequential, inputs: torch.Tensor, targets: torch.Tensor, num_microbatches: int) -> Step:
-    """Returns one step of a Pipeline."""
-    pipe = ps.Pipeline(model, loss_fn, schedule="1F1B", num_microbatches=num_microbatches)
-    return lambda: pipe.step(inputs, targets)
+def main(rank: int, port: int, names: list[str], windows: int, steps: int) -> None:
+    """Runs the cases on one rank; rank 0 prints."""
+    join(rank, port)
+    for name in names:
+        case = CASES[name]
+        for count in case.microbatches:
+            for schedule in case.schedules:
+                _run(name, case, count, schedule, windows, max(1, round(steps * case.effort)))
+    dist.destroy_process_group()
 
 
-def with_torch(model: nn.Sequential, inputs: torch.Tensor, targets: torch.Tensor, num_microbatches: int) -> Step:
-    """Returns one step of torch's own schedule."""
-    rank, half = dist.get_rank(), len(model) // 2
-    part = model[:half] if rank == 0 else model[half:]
-    stage = PipelineStage(part, rank, 2, torch.device("cpu"))
-    schedule = Schedule1F1B(stage, num_microbatches, loss_fn=loss_fn)
-    return (lambda: schedule.step(inputs)) if rank == 0 else (lambda: schedule.step(target=targets))
-
-
-def by_hand(model: nn.Sequential, inputs: torch.Tensor, targets: torch.Tensor, num_microbatches: int) -> Step:
-    """Returns one step of 1F1B for two ranks, written out."""
-    half = len(model) // 2
-    xs, ys = inputs.chunk(num_microbatches), targets.chunk(num_microbatches)
-    buffers = [torch.empty_like(xs[0]) for _ in range(2)]
-    step = _first_rank if dist.get_rank() == 0 else _last_rank
-    part = model[:half] if dist.get_rank() == 0 else model[half:]
-    return lambda: step(part, xs, ys, buffers)
-
-
-def _first_rank(part: nn.Module, xs: tuple, ys: tuple, buffers: list[torch.Tensor]) -> None:
-    count = len(xs)
-    outputs, sends = {}, []
-    receive = dist.irecv(buffers[0], 1)
-    outputs[0] = part(xs[0])
-    sends.append(dist.isend(outputs[0].detach(), 1))
-    for i in range(count):
-        if i + 1 < count:
-            outputs[i + 1] = part(xs[i + 1])
-            sends.append(dist.isend(outputs[i + 1].detach(), 1))
-        receive.wait()
-        if i + 1 < count:
-            receive = dist.irecv(buffers[(i + 1) % 2], 1)
-        outputs.pop(i).backward(buffers[i % 2])
-    for send in sends:
-        send.wait()
-
-
-def _last_rank(part: nn.Module, xs: tuple, ys: tuple, buffers: list[torch.Tensor]) -> None:
-    count = len(xs)
-    sends = []
-    receive = dist.irecv(buffers[0], 0)
-    for i in range(count):
-        receive.wait()
-        if i + 1 < count:
-            receive = dist.irecv(buffers[(i + 1) % 2], 0)
-        x = buffers[i % 2].detach().clone().requires_grad_()
-        (loss_fn(part(x), ys[i]) / count).backward()
-        sends.append(dist.isend(x.grad, 0))
-    for send in sends:
-        send.wait()
-
-
-CONTENDERS = {"penstock": with_penstock, "torch": with_torch, "by hand": by_hand}
-
-
-def main(rank: int, port: int, windows: int, steps: int) -> None:
-    """Runs all cases on one rank; rank 0 prints."""
+def join(rank: int, port: int) -> None:
+    """Pins this process to a core of its own and joins the job."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    for name, (layer, num_layers, shape, num_microbatches) in CASES.items():
-        rows = _time_case(layer, num_layers, shape, num_microbatches, windows, steps)
-        if rank == 0:
-            floor = statistics.median(rows["by hand"])
-            for contender, seconds in rows.items():
-                middle = statistics.median(seconds)
-                spread = (min(seconds) * 1e3, max(seconds) * 1e3)
-                print(
-                    f"{name:34} {contender:9} {middle * 1e3:8.2f} ms  {middle / floor:5.2f} x  "
-                    f"(windows {spread[0]:.2f} to {spread[1]:.2f})",
-                    flush=True,
-                )
-    dist.destroy_process_group()
 
 
-def _time_case(
-    layer: Callable[[], nn.Module],
-    num_layers: int,
-    shape: tuple[int, ...],
-    num_microbatches: int,
-    windows: int,
-    steps: int,
-) -> dict[str, list[float]]:
+def job_of(case: Case, count: int, schedule: str) -> Job:
+    """Returns the case with random data; every call makes the same."""
     torch.manual_seed(0)
-    inputs = torch.randn(num_microbatches * shape[0], *shape[1:])
-    targets = torch.randn_like(inputs)
-    contenders = {}
-    for name, make in CONTENDERS.items():
-        torch.manual_seed(0)
-        model = nn.Sequential(*[layer() for _ in range(num_layers)])
-        contenders[name] = make(model, inputs, targets, num_microbatches)
-    rows: dict[str, list[float]] = {name: [] for name in contenders}
+    layers = [case.layer() for _ in range(case.num_layers)]
+    inputs = torch.randn(count * case.shape[0], *case.shape[1:])
+    return Job(layers, inputs, torch.randn_like(inputs), schedule, count)
+
+
+def _run(name: str, case: Case, count: int, schedule: str, windows: int, steps: int) -> None:
+    job = lambda: job_of(case, count, schedule)  # noqa: E731
+    gloo, far = with_penstock(job(), shared_memory=False)
+    ring, near = with_penstock(job(), shared_memory=True)
+    contenders: dict[str, Step] = {"penstock, gloo": gloo, "penstock, ring": ring}
+    if schedule.lower() in TORCH_SCHEDULES:
+        contenders["torch"] = with_torch(job())
+    contenders |= {
+        "by hand, gloo": by_hand(job(), shared_memory=False),
+        "by hand, ring": by_hand(job(), shared_memory=True),
+    }
+    rows = _time(contenders, windows, steps)
+    ops = ops_of(near.plan.proof.program, dist.get_rank())
+    cpu = {each: statistics.median(row.cpu) for each, row in rows.items()}
+    host = {way: (cpu[f"penstock, {way}"] - cpu[f"by hand, {way}"]) / ops for way in ("gloo", "ring")}
+    tables: list[dict[str, float] | None] = [None, None]
+    dist.all_gather_object(tables, host)
+    planned = {}
+    for way, pipe in (("gloo", far), ("ring", near)):
+        timelines = pipe.trace(min(windows * steps, 32))
+        planned[way] = ps.simulate(pipe.plan.proof.program, measured_costs(timelines)).makespan
+        pipe.close()
+    if dist.get_rank() == 0:
+        _print(
+            f"{name} {schedule} m={count}",
+            rows,
+            {way: max(table[way] for table in tables if table) for way in host},
+            planned,
+        )
+
+
+def _time(contenders: dict[str, Step], windows: int, steps: int) -> dict[str, Row]:
+    rows = {name: Row([], []) for name in contenders}
     for window in range(windows + 1):
         for name, step in contenders.items():
             dist.barrier()
-            begin = time.perf_counter()
+            begin, used = time.perf_counter(), time.thread_time()
             for _ in range(steps):
                 step()
+            used = time.thread_time() - used
             dist.barrier()
             if window:  # the first is the warm-up
-                rows[name].append((time.perf_counter() - begin) / steps)
+                rows[name].seconds.append((time.perf_counter() - begin) / steps)
+                rows[name].cpu.append(used / steps)
     return rows
+
+
+def _print(title: str, rows: dict[str, Row], host: dict[str, float], planned: dict[str, float]) -> None:
+    middle = {name: statistics.median(row.seconds) for name, row in rows.items()}
+    for name, row in rows.items():
+        way = name.rpartition(" ")[2]
+        extra = ""
+        if name.startswith("penstock"):
+            extra = f"  host {host[way] * 1e6:5.1f} us/op  {middle[name] / planned[way]:5.3f} x planned"
+        print(
+            f"{title:28} {name:15} {middle[name] * 1e3:9.2f} ms  {middle[name] / middle['by hand, gloo']:5.2f} x gloo "
+            f"{middle[name] / middle['by hand, ring']:5.2f} x ring  "
+            f"({min(row.seconds) * 1e3:.2f} to {max(row.seconds) * 1e3:.2f}){extra}",
+            flush=True,
+        )
+
+
+# --------------------------------------------------------------------------------------- start, memory
+
+
+def single(rank: int, port: int, who: str, count: int, steps: int) -> None:
+    """Trains a few steps and tells, on rank 0, how much memory each rank had at most beyond an empty job's."""
+    join(rank, port)
+    empty = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    job = job_of(Case(lambda: transformer(256), 8, (1, 512, 256), (count,), ("1F1B",)), count, "1F1B")
+    step = with_torch(job) if who == "torch" else with_penstock(job, shared_memory=who.endswith("ring"))[0]
+    for _ in range(steps):
+        step()
+    peaks = [torch.zeros(1, dtype=torch.int64) for _ in range(2)]
+    dist.all_gather(peaks, torch.tensor([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - empty]))
+    if rank == 0:
+        print(" ".join(f"{peak.item() / 1024:.1f}" for peak in peaks), flush=True)
+
+
+WHO = ("penstock, ring", "penstock, gloo", "torch")
+
+
+def _fresh(who: str, count: int, steps: int) -> tuple[float, str]:
+    """Returns the seconds and the output of a job of processes of its own."""
+    begin = time.perf_counter()
+    command = [sys.executable, __file__, "--single", who, str(count), str(steps)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return time.perf_counter() - begin, out.strip()
+
+
+def start(repeats: int) -> None:
+    """Prints the time from the start of a job to the end of its processes after one step."""
+    rows: dict[str, list[float]] = {who: [] for who in WHO}
+    for _ in range(repeats):
+        for who in WHO:
+            rows[who].append(_fresh(who, 8, 1)[0])
+    for who, seconds in rows.items():
+        print(
+            f"start, to the end of step 1  {who:15} {statistics.median(seconds):9.2f} s   "
+            f"({min(seconds):.2f} to {max(seconds):.2f})"
+        )
+
+
+def memory() -> None:
+    """Prints the peaks of resident memory by microbatches."""
+    for count in (8, 64):
+        for who in WHO:
+            print(
+                f"memory 1F1B m={count:<14} {who:15} {_fresh(who, count, 3)[1]:>14} MiB beyond an empty job, by rank",
+                flush=True,
+            )
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", default=[*CASES, "start", "memory"])
     parser.add_argument("--windows", type=int, default=9)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--single", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f}, {len(os.sched_getaffinity(0))} cores")
-    multiprocessing.spawn(main, (port, options.windows, options.steps), nprocs=2)
+    if options.single:
+        who, count, steps = options.single
+        multiprocessing.spawn(single, (free_port(), who, int(count), int(steps)), nprocs=2)
+        sys.exit()
+    print(
+        f"penstock {ps.__version__}, torch {torch.__version__}, Python {sys.version.split()[0]}, "
+        f"load {os.getloadavg()[0]:.1f}, {len(os.sched_getaffinity(0))} cores"
+    )
+    timed = [name for name in options.cases if name in CASES]
+    if timed:
+        multiprocessing.spawn(main, (free_port(), timed, options.windows, options.steps), nprocs=2)
+    if "start" in options.cases:
+        start(max(3, options.windows // 3))
+    if "memory" in options.cases:
+        memory()

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from numbers import Real
 
-from penstock.errors import UserError
+from penstock.errors import UserError, check_type
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,15 @@ class Cluster:
     levels: tuple[tuple[int, Link], ...]
 
     def __post_init__(self) -> None:
+        check_type("devices", self.devices, tuple, list, example="one a rank, e.g. (penstock.Device(),) * 4")
+        check_type("levels", self.levels, tuple, list, example="e.g. ((4, penstock.Link()),)")
         if not self.devices or not self.levels:
             raise UserError(
                 f"a cluster of {len(self.devices)} devices and {len(self.levels)} levels of links; it has at "
                 "least one of each, e.g. Cluster.uniform(4)"
             )
         for device in self.devices:
+            check_type("a device", device, Device, example="e.g. penstock.Device()")
             if not (_is_number(device.speed) and device.speed > 0):
                 raise UserError(f"device speed={device.speed!r}; use a number above 0, 1 for the measured device")
         for size, link in self.levels:

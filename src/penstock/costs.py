@@ -39,8 +39,6 @@ class StageCosts:
         activation_bytes: what F keeps for B or I, beside its input, which stays in its receive buffer.
         deferred_bytes: what I keeps for W.
         boundary_bytes: the stage's output, which is also the size of the gradient that comes back.
-        overlapped: seconds of F and B of the stage as an overlapped pair; None means forward + backward. A pair of two
-            stages saves the mean of what it would save on each, and none takes less than its longer op.
 
     Raises:
         UserError: a cost that is negative, infinite or not a number, or lists of different lengths.

@@ -67,3 +67,26 @@ def nearest(name: str, known: Iterable[str]) -> str:
     spelled = {candidate.casefold(): candidate for candidate in known}
     matches = difflib.get_close_matches(name.casefold(), list(spelled), n=1, cutoff=0.6)
     return f' Did you mean "{spelled[matches[0]]}"?' if matches else ""
+
+
+def check_type(name: str, value: object, *expected: type, example: str) -> None:
+    """Refuses `value`, the argument called `name`, where it is of none of the `expected` types.
+
+    Raises:
+        UserError: it is not; the message gives `example`, a value that works.
+    """
+    if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+        shown = repr(value) if len(repr(value)) <= _LONGEST_SHOWN else f"a {type(value).__name__}"
+        raise UserError(f"{name} is {shown}, not {_kinds(expected)}; give {example}")
+
+
+_LONGEST_SHOWN = 60
+
+
+def _kinds(expected: tuple[type, ...]) -> str:
+    names = [_KINDS.get(one, one.__name__) for one in expected if one is not type(None)]
+    return " or ".join(f"{'an' if name[0] in 'aeiouAEIO' else 'a'} {name}" for name in names)
+
+
+_KINDS: dict[type, str] = {int: "whole number", str: "text", bytes: "byte string"}
+"""Types -> what a user calls them."""

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from penstock.errors import ModelError
-from penstock.models import CutModel, cut
+from penstock.models import CutModel, Tie, cut
 from penstock.partition import Partition
 
 
@@ -23,7 +23,7 @@ def test_a_stage_runs_its_layers_in_order_and_keeps_their_names():
     assert [name for name, _ in stage.named_parameters()] == ["1.weight", "2.weight", "3.weight"]
     x = torch.randn(3, 2)
     assert torch.equal(stage(x), modules[3](modules[2](modules[1](x))))
-    assert model.stage_of_parameters(partition) == {f"{i}.weight": int(i > 0) for i in range(4)}
+    assert model.parameters_of(partition) == ({f"{i}.weight": int(i > 0) for i in range(4)}, ())
 
 
 def test_what_surrounds_a_layer_gets_its_index_in_the_model():
@@ -40,13 +40,14 @@ def test_what_surrounds_a_layer_gets_its_index_in_the_model():
     assert seen == [1, 2, 3]
 
 
-def test_a_tie_across_stages_is_refused_and_one_within_a_stage_is_counted_once():
+def test_a_tie_is_counted_once_and_across_stages_it_is_named():
     modules = layers(4)
     modules[2].weight = modules[1].weight
     model = cut(modules)
-    assert model.stage_of_parameters(Partition((0, 1, 4))) == {"0.weight": 0, "1.weight": 1, "3.weight": 1}
-    with pytest.raises(ModelError, match=r"1\.weight on stage 0 and 2\.weight on stage 1 are one tied parameter"):
-        model.stage_of_parameters(Partition((0, 2, 4)))
+    assert model.parameters_of(Partition((0, 1, 4))) == ({"0.weight": 0, "1.weight": 1, "3.weight": 1}, ())
+    stages, ties = model.parameters_of(Partition((0, 2, 4)))
+    assert stages == {"0.weight": 0, "1.weight": 0, "3.weight": 1}
+    assert ties == (Tie(((0, "1.weight"), (1, "2.weight"))),)
 
 
 def test_a_model_that_is_cut_already_is_taken_as_it_is():

@@ -63,16 +63,16 @@ SCHEDULES: dict[str, tuple[Callable[[int], ps.Schedule], Callable[[int], rules.R
     "pipedream": (lambda p: ps.pipedream(p, 50), rules.stashing, (1, 2, 3, 4)),
     "vertical sync": (lambda p: ps.pipedream(p, 50, vertical_sync=True), rules.vertical_sync, (2, 4)),
     "2bw": (
-        lambda p: ps.pipedream_2bw(p, 50 * (p + 1), microbatches_per_version=p + 1),
-        lambda p: rules.double_buffered(p + 1),
-        (1, 2, 4),
+        lambda p: ps.pipedream_2bw(p, 50 * p, microbatches_per_version=p),
+        lambda p: rules.double_buffered(p),
+        (2, 4),
     ),
 }
-CASES = [(name, p) for name, (_, _, ranks) in SCHEDULES.items() for p in ranks]
+CASES = [(name, p, "momentum") for name, (_, _, ranks) in SCHEDULES.items() for p in ranks]
+CASES += [(name, 3, "adamw") for name in SCHEDULES]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize(("name", "num_ranks"), CASES)
+@pytest.mark.parametrize(("name", "num_ranks", "optimizer"), CASES)
 def test_fifty_steps_equal_the_delay_rule_in_one_process(name: str, num_ranks: int, optimizer: str) -> None:
     make, rule, _ = SCHEDULES[name]
     schedule = make(num_ranks)
@@ -92,8 +92,10 @@ def test_fifty_steps_equal_the_delay_rule_in_one_process(name: str, num_ranks: i
     assert tuple(max(own.values()) for own in kept) == proof.weight_versions, "memory of versions as was proven"
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("replicas", [(2, 1), (1, 2), (2, 2), (3, 1), (1, 2, 1), (2, 1, 1)])
+@pytest.mark.parametrize(
+    ("replicas", "optimizer"),
+    [(each, "momentum") for each in ((2, 1), (1, 2), (2, 2), (1, 2, 1), (2, 1, 1))] + [((3, 1), "adamw")],
+)
 def test_replicated_stages_take_turns_and_step_together(replicas: tuple[int, ...], optimizer: str) -> None:
     schedule = ps.pipedream(sum(replicas), 48, replicas=replicas)
     _, sizes = MODELS[len(replicas)]
@@ -132,9 +134,10 @@ def test_uneven_weights_are_shares_of_the_step_that_applies_them() -> None:
         assert loss == pytest.approx(mean, rel=1e-13)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("decay", [None, 0.135])
-@pytest.mark.parametrize("per_version", [1, 2])
+@pytest.mark.parametrize(
+    ("per_version", "decay", "optimizer"),
+    [(1, None, "momentum"), (2, None, "adamw"), (1, 0.135, "momentum"), (2, 0.135, "adamw")],
+)
 def test_pipemare_meets_newer_weights_in_the_backward(per_version: int, decay: float | None, optimizer: str) -> None:
     schedule = ps.pipemare(3, 50 * per_version, microbatches_per_version=per_version)
     found, _, kept = run(schedule, OPTIMIZERS[optimizer], discrepancy_decay=decay)
@@ -151,4 +154,4 @@ def test_pipemare_meets_newer_weights_in_the_backward(per_version: int, decay: f
         if decay is None:
             assert torch.equal(found[name], value), name
         else:
-            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-13)

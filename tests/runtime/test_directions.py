@@ -107,6 +107,16 @@ def test_any_order_on_any_rows_gives_the_unsplit_gradients(name: str) -> None:
         check(shuffled(placement, 5, seed), placement.num_stages)
 
 
+def test_gradients_from_before_the_pipeline_count_once_on_every_copy() -> None:
+    """Symptom: copies drifted apart. Cause: the copy of a stage had no gradient where the user's module had one."""
+    model, data = wide(), batch(8)
+    reference_step(model, mse, *data, num_microbatches=4)
+    before = {name: grad.clone() for name, grad in grads_of(model).items()}
+    for found in on_ranks(ps.chimera(4, 4), model, lambda pipe: (pipe.step(*data), grads_of(pipe))[1]):
+        for name, grad in found.items():
+            torch.testing.assert_close(grad, 2 * before[name], rtol=1e-12, atol=1e-14)
+
+
 def test_a_direction_without_microbatches_still_sums() -> None:
     check(ps.chimera(4, 1), 4)
 

@@ -20,8 +20,9 @@ from penstock.ir.steps import SYNCHRONOUS
 from penstock.schedules.registry import SCHEDULES
 from penstock.testing import reference_gradients
 
-SIZES = [(p, m) for p in (1, 2, 3, 4) for m in (1, 2, 3, 5, 8)]
-WIDE = [(8, 16), (8, 17), (6, 12)]
+SIZES = [(1, 2), (2, 1), (2, 3), (2, 4), (3, 7), (4, 3), (4, 8)]
+WIDE = ("one_f_one_b", "gis", "zb_v", "bpipe", "chimera", "dualpipe", "pipedream")
+"""One of each kind, on eight ranks."""
 STEPS = 2
 
 
@@ -89,6 +90,6 @@ def test_it_trains_at_every_size_that_it_is_defined_for(name: str) -> None:
     assert sum(trained(name, *sizes) for sizes in SIZES) >= 2
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_it_trains_on_many_ranks(name: str) -> None:
-    assert any(trained(name, *sizes) for sizes in WIDE)
+@pytest.mark.parametrize("name", WIDE)
+def test_it_trains_on_eight_ranks(name: str) -> None:
+    assert trained(name, 8, 16)

@@ -58,6 +58,38 @@ def test_one_rank_goes_on_where_two_have_saved(tmp_path: Path) -> None:
     assert run_ranks(second, 1) == [losses]
 
 
+def test_copies_of_two_directions_are_saved_once_and_resumed_everywhere(tmp_path: Path) -> None:
+    """The optimizer of a copy has moments of its own, which are the owner's."""
+    config = _config(tmp_path)
+
+    def first(transport: LoopbackTransport) -> tuple[Path, list[float]]:
+        pipe, optimizer = _ready(transport, "chimera", seed=1)
+        _step(pipe, optimizer)
+        path = save_state(pipe, optimizer, config=config, step=1, data_digest="d")
+        return path, [_step(pipe, optimizer) for _ in range(3)]
+
+    (path, losses), (_, same) = run_ranks(first, 2)
+    assert losses == same
+
+    def second(transport: LoopbackTransport) -> tuple[list[float], dict[str, torch.Tensor]]:
+        pipe, optimizer = _ready(transport, "chimera", seed=2)
+        resume_state(path, pipe, optimizer)
+        went_on = [_step(pipe, optimizer) for _ in range(3)]
+        return went_on, {name: value.detach() for name, value in pipe.named_parameters()}
+
+    (again, held), (other, copied) = run_ranks(second, 2)
+    assert losses == again == other
+    assert held.keys() == copied.keys()
+    assert all(torch.equal(value, copied[name]) for name, value in held.items())
+
+    def alone(transport: LoopbackTransport) -> list[float]:
+        pipe, optimizer = _ready(transport, "naive", seed=3)
+        resume_state(path, pipe, optimizer)
+        return [_step(pipe, optimizer) for _ in range(3)]
+
+    assert run_ranks(alone, 1)[0] == pytest.approx(losses, rel=1e-5)
+
+
 def test_a_shard_that_one_rank_finds_damaged_stops_every_rank(tmp_path: Path) -> None:
     config = _config(tmp_path)
 

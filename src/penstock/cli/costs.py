@@ -11,6 +11,7 @@ from penstock.cli.options import OptionalSeconds
 from penstock.cluster import Cluster
 from penstock.costs import StageCosts
 from penstock.errors import UserError
+from penstock.schedules.registry import Given
 
 Transfer = Annotated[float, tyro.conf.arg(aliases=["--latency"])]
 
@@ -51,6 +52,10 @@ class CostOptions:
     def cluster(self, num_ranks: int) -> Cluster:
         """Returns ranks joined by links that take as long as asked for."""
         return Cluster.uniform(num_ranks, latency_seconds=self.transfer_seconds())
+
+    def given(self, num_ranks: int) -> Given:
+        """Returns the costs and links for which a schedule is found whose order depends on them."""
+        return Given(self.costs(), self.cluster(num_ranks))
 
 
 def _whole(seconds: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -12,7 +13,8 @@ from penstock.ir.program import Program
 from penstock.ir.schedule import Schedule
 from penstock.notation import load_schedule, load_schedule_or_program
 from penstock.schedules import named_schedule
-from penstock.schedules.registry import ALIASES, SCHEDULES
+from penstock.schedules.registry import ALIASES, SCHEDULES, Given, canonical_name
+from penstock.schedules.sizes import check_sizes
 
 Options = TypeVar("Options")
 
@@ -45,15 +47,27 @@ def parse(options: type[Options], argv: list[str], *, command: str) -> Options:
 
 
 def read_schedule(
-    subject: str, *, num_ranks: int | None, num_microbatches: int | None, num_chunks: int | None = None
+    subject: str,
+    *,
+    num_ranks: int | None,
+    num_microbatches: int | None,
+    num_chunks: int | None = None,
+    given: Callable[[int], Given] | None = None,
 ) -> Schedule:
     """Returns the schedule called `subject`, or the one in the file at `subject` (JSON, text grid or CSV).
+
+    Args:
+        subject: a name or a path.
+        num_ranks: p of a schedule given by name; None means the default.
+        num_microbatches: m, likewise.
+        num_chunks: v, likewise.
+        given: number of ranks -> what a schedule whose order depends on costs is found for.
 
     Raises:
         UserError: no such schedule or file, a file that holds none, or sizes that contradict the file.
     """
     sizes = (num_ranks, num_microbatches, num_chunks)
-    schedule = _by_name(subject, *sizes)
+    schedule = _by_name(subject, *sizes, given)
     if schedule is None:
         schedule = load_schedule(subject)
         _check_sizes(schedule, *sizes, path=subject)
@@ -77,15 +91,23 @@ def read_schedule_or_program(
 
 
 def _by_name(
-    subject: str, num_ranks: int | None, num_microbatches: int | None, num_chunks: int | None
+    subject: str,
+    num_ranks: int | None,
+    num_microbatches: int | None,
+    num_chunks: int | None,
+    given: Callable[[int], Given] | None = None,
 ) -> Schedule | None:
     """Returns the schedule called `subject`, or None where that can only be a file."""
     if subject.replace("-", "_") in SCHEDULES or subject in ALIASES:
+        ranks = _NUM_RANKS if num_ranks is None else num_ranks
+        microbatches = _NUM_MICROBATCHES if num_microbatches is None else num_microbatches
+        check_sizes(canonical_name(subject), num_ranks=ranks, num_microbatches=microbatches)
         return named_schedule(
             subject,
-            num_ranks=_NUM_RANKS if num_ranks is None else num_ranks,
-            num_microbatches=_NUM_MICROBATCHES if num_microbatches is None else num_microbatches,
+            num_ranks=ranks,
+            num_microbatches=microbatches,
             num_chunks=num_chunks,
+            given=given(ranks) if given else None,
         )
     path = Path(subject)
     if not path.exists() and len(path.parts) == 1 and not path.suffix:

@@ -28,8 +28,12 @@ class PictureOptions:
         """Returns the pictures asked for.
 
         Raises:
-            UserError: `--svg` names another kind of file.
+            UserError: a suffix of no picture, or `--svg` with another kind of file.
         """
+        if self.png is not None:
+            from penstock.view.picture import check_format
+
+            check_format(self.png)
         if self.svg is not None and self.svg.suffix.lower() != ".svg":
             raise UserError(f"--svg {self.svg}; name a file that ends in .svg, or use --png, which takes all formats")
         return [path for path in (self.png, self.svg) if path is not None]

@@ -37,11 +37,13 @@ class Show(CostOptions, PictureOptions):
 def run(argv: list[str]) -> int:
     """Draws the schedule that `argv` names; returns the exit code."""
     options = parse(Show, argv, command="show")
+    options.pictures()
     schedule = read_schedule(
         options.schedule,
         num_ranks=options.ranks,
         num_microbatches=options.microbatches,
         num_chunks=options.num_chunks,
+        given=options.given,
     )
     timeline = simulate(schedule, options.costs(), options.cluster(schedule.num_ranks))
     console = Console()

@@ -38,11 +38,13 @@ class Simulate(CostOptions, PictureOptions):
 def run(argv: list[str]) -> int:
     """Simulates the schedule that `argv` names; returns the exit code."""
     options = parse(Simulate, argv, command="simulate")
+    options.pictures()
     schedule = read_schedule(
         options.schedule,
         num_ranks=options.ranks,
         num_microbatches=options.microbatches,
         num_chunks=options.num_chunks,
+        given=options.given,
     )
     timeline = simulate(verify(schedule).program, options.costs(), options.cluster(schedule.num_ranks))
     console = Console()

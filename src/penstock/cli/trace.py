@@ -29,6 +29,7 @@ class Trace(PictureOptions):
 def run(argv: list[str]) -> int:
     """Prints the bubble of the run that `argv` names; returns the exit code."""
     options = parse(Trace, argv, command="trace")
+    options.pictures()
     path = options.run / RECORDING_FILE if options.run.is_dir() else options.run
     recording = load_recording(path)
     missing = [name for name in (PLANNED, MEASURED) if name not in recording.timelines]

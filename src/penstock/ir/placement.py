@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from penstock.errors import ScheduleError
+from penstock.errors import ScheduleError, check_type
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Placement:
     table: tuple[tuple[int, ...], ...]
 
     def __post_init__(self) -> None:
+        if not all(isinstance(row, Sequence) for row in self.table):
+            raise ScheduleError(f"placement has rows {self.table!r}; a row is a tuple of ranks, e.g. ((0, 1),)")
         if not self.table or not self.table[0]:
             raise ScheduleError("placement is empty; it needs a rank for at least one stage, e.g. ((0,),)")
         if len({len(row) for row in self.table}) != 1:
@@ -42,6 +44,8 @@ class Placement:
     @staticmethod
     def looped(num_ranks: int, num_chunks: int = 1) -> Placement:
         """Returns stage s on rank s mod p: `0 1 2 0 1 2` for p=3, v=2."""
+        check_type("num_ranks", num_ranks, int, example="e.g. 4")
+        check_type("num_chunks", num_chunks, int, example="e.g. 2")
         return Placement((tuple(stage % num_ranks for stage in range(num_ranks * num_chunks)),))
 
     @staticmethod
@@ -52,6 +56,8 @@ class Placement:
     @staticmethod
     def wave(num_ranks: int, num_waves: int = 1) -> Placement:
         """Returns the stages in zig-zags down and up the ranks: `0 1 1 0 0 1 1 0` for p=2 and two waves."""
+        check_type("num_ranks", num_ranks, int, example="e.g. 4")
+        check_type("num_waves", num_waves, int, example="e.g. 1")
         return Placement(((*range(num_ranks), *reversed(range(num_ranks))) * num_waves,))
 
     @staticmethod

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from penstock.errors import ScheduleError
+from penstock.errors import ScheduleError, check_type
 from penstock.ir.ops import ORDERED, Op, OpKind
 from penstock.ir.placement import Placement
 
@@ -53,6 +53,10 @@ class Schedule:
     keepers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        check_type("name", self.name, str, example='e.g. "gpipe"')
+        check_type("placement", self.placement, Placement, example="e.g. penstock.Placement.looped(4)")
+        check_type("num_microbatches", self.num_microbatches, int, example="e.g. 8")
+        check_type("weight_rule", self.weight_rule, WeightRule, example="e.g. penstock.WeightRule.FLUSH")
         if not self.name or " ".join(self.name.split()) != self.name:
             raise ScheduleError(f"schedule name {self.name!r}; use words parted by single spaces, e.g. gpipe")
         if self.num_microbatches < 1:
@@ -63,6 +67,9 @@ class Schedule:
                 f"{self.placement.num_ranks}; give one row of ops a rank"
             )
         for rank, ops in enumerate(self.ranks):
+            for op in ops[:1]:
+                check_type(f"an op of rank {rank}", op, Op, example="e.g. penstock.Op(penstock.OpKind.F, 0, 0)")
+                check_type("the kind of an op", op.kind, OpKind, example="e.g. penstock.OpKind.F")
             foreign = next((op for op in ops if op.kind not in ORDERED), None)
             if foreign is not None:
                 raise ScheduleError(

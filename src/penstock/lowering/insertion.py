@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from penstock.errors import check_type
 from penstock.ir.collector import collector_paused
 from penstock.ir.dependencies import GIVES, TAKES, Key
 from penstock.ir.ops import NO_MICROBATCH, Channel, Op, OpKind, Transfer
@@ -43,6 +44,7 @@ def lower(schedule: Schedule, *, reduce_gradients: bool = False) -> Program:
         reduce_gradients: add REDUCE_GRAD for data-parallel replicas. Schedules with several pipeline
             directions, and replicated stages, always have it, between the owners of a stage.
     """
+    check_type("schedule", schedule, Schedule, example="e.g. penstock.gpipe(4, 8)")
     makers, takers = _ends(schedule)
     reductions = _reductions(schedule, reduce_gradients)
     sent: Sent = {}

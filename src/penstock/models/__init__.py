@@ -1,7 +1,7 @@
 """Front-ends: what can be cut into stages. A new kind of model is one front-end here."""
 
-from penstock.models.cut import CutModel, Stage
+from penstock.models.cut import CutModel, Stage, Tie
 from penstock.models.front_ends import FRONT_ENDS, cut
 from penstock.models.layers import from_layers
 
-__all__ = ["FRONT_ENDS", "CutModel", "Stage", "cut", "from_layers"]
+__all__ = ["FRONT_ENDS", "CutModel", "Stage", "Tie", "cut", "from_layers"]

@@ -43,6 +43,13 @@ class Stage(nn.Module):
 
 
 @dataclass(frozen=True)
+class Tie:
+    """One parameter that several stages use: (stage, its name there) of each use, in the order of the stages."""
+
+    holders: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True)
 class CutModel:
     """A model as a front-end sees it: its layers in order, with their names.
 
@@ -77,21 +84,15 @@ class CutModel:
             return stage
         return Stage(held, first_layer=layers.start)
 
-    def stage_of_parameters(self, partition: Partition) -> dict[str, int]:
-        """Returns parameter name -> stage, over the whole model.
+    def parameters_of(self, partition: Partition) -> tuple[dict[str, int], tuple[Tie, ...]]:
+        """Returns parameter name -> stage, over the whole model, and the parameters that several stages share.
 
-        Raises:
-            ModelError: one parameter is used on two stages.
+        A shared parameter is there once, under its name on the first of its stages.
         """
-        owner: dict[int, tuple[str, int]] = {}
-        stages: dict[str, int] = {}
+        holders: dict[int, list[tuple[int, str]]] = {}
         for stage in range(partition.num_stages):
-            for name, parameter in self.stage(partition, stage).named_parameters():
-                first_name, first_stage = owner.setdefault(id(parameter), (name, stage))
-                if first_stage != stage:
-                    raise ModelError(
-                        f"{first_name} on stage {first_stage} and {name} on stage {stage} are one tied parameter; "
-                        "put both layers on one stage with partition=, or untie them"
-                    )
-                stages[name] = stage
-        return stages
+            for name, parameter in self.stage(partition, stage).named_parameters(remove_duplicate=False):
+                holders.setdefault(id(parameter), []).append((stage, name))
+        stages = {places[0][1]: places[0][0] for places in holders.values()}
+        shared = [places for places in holders.values() if len({stage for stage, _ in places}) > 1]
+        return stages, tuple(Tie(tuple(places)) for places in shared)

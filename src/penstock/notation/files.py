@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from penstock.errors import NotationError, ScheduleError
+from penstock.errors import NotationError, ScheduleError, check_type
 from penstock.ir.placement import Placement
 from penstock.ir.schedule import Schedule, WeightRule
 from penstock.notation.cells import parse_op
@@ -51,6 +51,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 def schedule_to_json(schedule: Schedule) -> str:
     """Returns `schedule` as JSON text."""
+    check_type("schedule", schedule, Schedule, example="e.g. penstock.gpipe(4, 8)")
     file = _File(
         format="penstock.schedule",
         version=VERSION,
@@ -71,6 +72,7 @@ def schedule_from_json(text: str | bytes) -> Schedule:
     Raises:
         NotationError: not JSON, another format, another version, or a field that does not fit, and where.
     """
+    check_type("text", text, str, bytes, example="what penstock.schedule_to_json returns")
     try:
         check_heading(text, FORMAT, VERSION, what="schedule")
         file = msgspec.json.decode(text, type=_File)
@@ -126,6 +128,7 @@ def load(path: str | Path, parse: Callable[[bytes, Path], Loaded]) -> Loaded:
     Raises:
         NotationError: the file cannot be read, or `parse` refuses it; the message names the file.
     """
+    check_type("path", path, str, Path, example='e.g. "schedule.json"')
     path = Path(path)
     try:
         return parse(path.read_bytes(), path)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from penstock.errors import NotationError, ScheduleError, nearest
+from penstock.errors import NotationError, ScheduleError, check_type, nearest
 from penstock.ir.dependencies import Value, consumed, produced
 from penstock.ir.ops import COMPUTE, Op
 from penstock.ir.placement import Placement
@@ -106,6 +106,7 @@ def parse_grid(text: str) -> Schedule:
     Raises:
         NotationError: a header or a cell that cannot be read; the message says which line.
     """
+    check_type("text", text, str, example="what print(penstock.gpipe(2, 4)) shows")
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     if len(lines) < 2:
         raise NotationError("a grid has a header line and one line a rank; see penstock.notation.grid")

@@ -19,7 +19,7 @@ from typing import Literal
 
 import msgspec
 
-from penstock.errors import NotationError, nearest
+from penstock.errors import NotationError, check_type, nearest
 from penstock.ir.dependencies import TRAVELS
 from penstock.ir.ops import NO_MICROBATCH, ORDERED, SENDS, Channel, Op, OpKind, Transfer
 from penstock.ir.placement import Placement
@@ -61,6 +61,7 @@ def program_to_json(program: Program) -> str:
     Raises:
         NotationError: a message whose channel does not start or end at the rank that holds it.
     """
+    check_type("program", program, Program, example="e.g. penstock.lower(penstock.gpipe(4, 8))")
     file = _File(
         format="penstock.program",
         version=VERSION,

@@ -31,7 +31,7 @@ import msgspec
 from penstock.errors import NotationError
 from penstock.ir.ops import NO_MICROBATCH, Channel, Op, OpKind
 from penstock.ir.schedule import Schedule
-from penstock.notation.files import schedule_from_json, schedule_to_json
+from penstock.notation.files import check_heading, schedule_from_json, schedule_to_json
 from penstock.timeline import Span, Timeline, Transmission, Wait
 
 TIMELINE_FORMAT = "penstock.timeline"
@@ -54,11 +54,6 @@ class Recording:
 
     schedule: Schedule
     timelines: Mapping[str, Timeline]
-
-
-class _Heading(msgspec.Struct):
-    format: str
-    version: int
 
 
 class _Timeline(msgspec.Struct, forbid_unknown_fields=True):
@@ -99,7 +94,7 @@ def timeline_from_json(text: str | bytes) -> Timeline:
         NotationError: not JSON, another format or version, or a field that does not fit, with its place.
     """
     try:
-        _check_heading(text, TIMELINE_FORMAT)
+        check_heading(text, TIMELINE_FORMAT, VERSION, what="timeline")
         file = msgspec.json.decode(text, type=_Timeline)
     except msgspec.DecodeError as error:
         raise NotationError(f"not a timeline: {error}") from None
@@ -136,7 +131,7 @@ def recording_from_json(text: str | bytes) -> Recording:
         NotationError: as `timeline_from_json`, or a timeline of another number of ranks than the schedule.
     """
     try:
-        _check_heading(text, RECORDING_FORMAT)
+        check_heading(text, RECORDING_FORMAT, VERSION, what="recording")
         file = msgspec.json.decode(text, type=_Recording)
     except msgspec.DecodeError as error:
         raise NotationError(f"not a recording of timelines: {error}") from None
@@ -187,14 +182,6 @@ def _lines(rows: Iterable[object]) -> str:
     # A simulation in fractions is exact; JSON has no fractions.
     lines = [msgspec.json.encode(row, enc_hook=float).decode() for row in rows]
     return "[" + "".join("\n  " + line + "," for line in lines).removesuffix(",") + "]"
-
-
-def _check_heading(text: str | bytes, expected: str) -> None:
-    heading = msgspec.json.decode(text, type=_Heading)
-    if heading.format != expected:
-        raise NotationError(f'the file says format "{heading.format}"; expected "{expected}"')
-    if heading.version != VERSION:
-        raise NotationError(f"the file has version {heading.version}; this penstock reads version {VERSION}")
 
 
 @lru_cache(maxsize=1 << 16)

@@ -120,16 +120,16 @@ def signature_of(call: str, trained: Sequence[bool], microbatches: Sequence[Any]
         microbatches: the inputs; empty on ranks that get none.
     """
     parts = [call, "".join("01"[flag] for flag in trained)]
-    last = ""
+    last: object = None
     for microbatch in microbatches:
-        spec = _shape(microbatch) if isinstance(microbatch, torch.Tensor) else repr(flatten(microbatch)[0])
-        parts.append("=" if spec == last else spec)
+        spec = _described(microbatch) if isinstance(microbatch, torch.Tensor) else flatten(microbatch)[0]
+        parts.append("=" if spec == last else repr(spec))
         last = spec
     return _digest("|".join(parts))
 
 
-def _shape(tensor: torch.Tensor) -> str:
-    return f"{tuple(tensor.shape)}{tensor.dtype}{tensor.requires_grad}"
+def _described(tensor: torch.Tensor) -> tuple[torch.Size, torch.dtype, bool]:
+    return tensor.shape, tensor.dtype, tensor.requires_grad
 
 
 def _digest(text: str) -> int:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,8 +18,7 @@ _PLAIN = (bool, int, float, str, type(None))
 _CONTAINERS: dict[str, type[Any]] = {"tuple": tuple, "list": list}
 
 
-@dataclass(frozen=True)
-class TensorSpec:
+class TensorSpec(NamedTuple):
     """Shape and dtype of one travelling tensor, and whether its gradient travels back."""
 
     shape: tuple[int, ...]
@@ -32,8 +30,7 @@ class TensorSpec:
         return torch.empty(self.shape, dtype=self.dtype, device=device)
 
 
-@dataclass(frozen=True)
-class BoundarySpec:
+class BoundarySpec(NamedTuple):
     """A tree without its tensors.
 
     Attributes:

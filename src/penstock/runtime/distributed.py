@@ -113,8 +113,8 @@ class DistributedTransport:
     def open(self, channels: Sequence[Channel]) -> None:
         """Connects the channels that begin or end here and are not open yet.
 
-        Connections are not made by new_group: it names a group of some ranks by how many groups this process is in, which differs
-        between a rank at an end of the pipeline and one in its middle; they would wait for each other in vain.
+        Connections are not made by new_group: it names a group of some ranks by how many groups this process is in,
+        which differs between a rank at an end of the pipeline and one in its middle; they would wait for each other.
         """
         new = [channel for channel in channels if channel not in self._known]
         if not new:
@@ -174,6 +174,8 @@ class DistributedTransport:
     def gather(self, row: torch.Tensor) -> torch.Tensor:
         """Returns the rows of all ranks, stacked; CPU tensors."""
         self._check_alive()
+        if self._lanes.everyone:
+            return self._lanes.gather(row, self._rank)
         out = torch.empty((self.num_ranks, *row.shape), dtype=row.dtype)
         try:
             dist.all_gather(list(out), row, group=self._control)
@@ -183,6 +185,9 @@ class DistributedTransport:
 
     def broadcast(self, tensor: torch.Tensor, source: int) -> None:
         """Overwrites `tensor` on every rank by that of rank `source`."""
+        if self._lanes.everyone and tensor.is_cpu:
+            self._lanes.broadcast(tensor, self._rank, source=source)
+            return
         group = self._control if tensor.device.type == "cpu" else self._collective
         try:
             dist.broadcast(tensor, self._global[source], group=group)

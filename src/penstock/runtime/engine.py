@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -15,16 +15,14 @@ from penstock.ir.ops import BACKWARD, RECEIVES, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Instruction
 from penstock.runtime.boundary import flatten, unflatten
 from penstock.runtime.cursor import describe
+from penstock.runtime.duties import Duties
 from penstock.runtime.hooks import HeldHooks
 from penstock.runtime.links import Links
-from penstock.runtime.offloading import Offloading
 from penstock.runtime.owners import reductions_of
 from penstock.runtime.randomness import keyed_layers
 from penstock.runtime.recorder import Recorder
-from penstock.runtime.reduction import Reduction
 from penstock.runtime.stage_work import Boundary, StageWork, boundary_of
 from penstock.runtime.step_batch import StepBatch
-from penstock.runtime.stepping import Stepping
 from penstock.runtime.transport import Transport
 from penstock.verifier import Proof, receive_slots
 
@@ -39,20 +37,6 @@ def split_microbatches(entries: Sequence[Instruction]) -> frozenset[tuple[int, i
         for entry, following in zip(entries, [*entries[1:], None], strict=True)
         if entry.kind == OpKind.I and not (following and following.kind == OpKind.W and following[1:] == entry[1:])
     )
-
-
-class Duties(NamedTuple):
-    """What only some programs need; None where a program does not.
-
-    Attributes:
-        reduction: sums a stage's gradients over all that hold it.
-        stepping: weight versions and optimizer steps.
-        offloading: activations that other ranks keep.
-    """
-
-    reduction: Reduction | None = None
-    stepping: Stepping | None = None
-    offloading: Offloading | None = None
 
 
 class Engine:
@@ -81,7 +65,7 @@ class Engine:
         self.recorder = Recorder()
         self._stages, self._links, self._transport = stages, links, transport
         self._seed = seed
-        self._reduction, self._stepping, self._offloading = duties
+        self._reduction, self._stepping, self._offloading, self._ties = duties
         self._rank = transport.rank
         self._reduces = reductions_of(self.program, self._rank)
         self._last = self.program.schedule.num_stages - 1
@@ -104,6 +88,8 @@ class Engine:
         self._links.begin(signature)
         if batch.training and not self._stepping:
             self._hooks.take(parameter for work in self._stages.values() for parameter in work.module.parameters())
+        if self._ties and batch.training:
+            self._ties.begin()
         if self._reduction:
             self._reduction.begin()
         if self._stepping:
@@ -121,6 +107,8 @@ class Engine:
                     stage.finish()
                 if self._reduction:
                     self._reduction.finish()
+                if self._ties and batch.training:
+                    self._ties.finish()
                 if self._offloading:
                     self._offloading.finish()
                 self._hooks.fire()
@@ -138,6 +126,8 @@ class Engine:
             self._stepping.abandon()
         if self._offloading:
             self._offloading.abandon()
+        if self._ties:
+            self._ties.abandon()
         self._hooks.put_back()
         for stage in self._stages.values():
             stage.forget()

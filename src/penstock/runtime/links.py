@@ -64,6 +64,7 @@ class Links:
         self._signatures: dict[int, _Signature] = {}
         self._known = _Signature()
         self._rings: dict[tuple[Channel, int, int], torch.Tensor] = {}
+        self._memory: frozenset[int] = frozenset()
         self._posted: dict[Value, tuple[list[Pending], list[torch.Tensor]]] = {}
         self._unread: dict[Channel, deque[Transfer]] = defaultdict(deque)
         self._read: dict[Value, list[torch.Tensor]] = {}
@@ -124,8 +125,9 @@ class Links:
                 sending.popleft().wait()
         elif value.kind == ValueKind.OUTPUT:
             tensors = [*self._header(self.spec(value)), *tensors]
-        if tensors:
-            sending.append(_Sending(value, [(self._transport.send(channel, tensor), tensor) for tensor in tensors]))
+        parts = [(self._transport.send(channel, tensor), tensor) for tensor in tensors]
+        if not all(pending.done() for pending, _ in parts):
+            sending.append(_Sending(value, parts))
 
     def reap(self) -> None:
         """Frees what has left; never blocks."""
@@ -176,9 +178,7 @@ class Links:
 
         So it is with an input that a stage passes on as it is, and with a gradient that only changes its shape.
         """
-        memory = tensor.untyped_storage().data_ptr()
-        received = any(buffer.untyped_storage().data_ptr() == memory for buffer in self._rings.values())
-        return tensor.clone() if received else tensor
+        return tensor.clone() if tensor.untyped_storage().data_ptr() in self._memory else tensor
 
     def spec(self, value: Value) -> BoundarySpec:
         """Returns the spec of a stage's output that this rank sent or received."""
@@ -196,6 +196,7 @@ class Links:
         buffer = self._rings.get((channel, slot, index))
         if buffer is None or buffer.shape != spec.shape or buffer.dtype != spec.dtype:
             buffer = self._rings[(channel, slot, index)] = spec.empty(self._device)
+            self._memory = frozenset(ring.untyped_storage().data_ptr() for ring in self._rings.values())
         return buffer
 
     def _read_message(self, transfer: Transfer) -> list[torch.Tensor]:

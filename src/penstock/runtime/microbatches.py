@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -40,12 +41,10 @@ def batch_size(batch: Any, *, name: str) -> int:
 
 def split(batch: Any, sizes: list[int], *, name: str) -> list[Any]:
     """Returns the microbatches of these sizes, as views of `batch`; plain values go to every microbatch."""
-    rows = []
-    start = 0
-    for size in sizes:
-        rows.append(_map(batch, partial(_narrow, start=start, size=size), name))
-        start += size
-    return rows
+    bounds = list(zip(accumulate(sizes, initial=0), sizes, strict=False))
+    if isinstance(batch, torch.Tensor):  # the common case, without a walk for each
+        return [batch[start : start + size] for start, size in bounds]
+    return [_map(batch, partial(_narrow, start=start, size=size), name) for start, size in bounds]
 
 
 def even_sizes(size: int, num_microbatches: int) -> list[int]:

@@ -12,6 +12,7 @@ the placement, so that all copies hold the same bits.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ from penstock.ir.ops import Channel, OpKind
 from penstock.ir.placement import Placement
 from penstock.ir.program import Program
 from penstock.ir.steps import SYNCHRONOUS
+from penstock.models import Stage
 from penstock.runtime.transport import Pending, Transport
 
 Flat = list[torch.Tensor]
@@ -60,6 +62,14 @@ def stages_to_copy(transport: Transport, placement: Placement, model: object) ->
     held = placement.held(me)
     before = {stage: owners[: owners.index(me)] for stage in held if (owners := placement.owners(stage))}
     return frozenset(stage for stage, earlier in before.items() if any(rows[other] == rows[me] for other in earlier))
+
+
+def copy_of(stage: Stage) -> Stage:
+    """Returns a copy of a stage: weights, and the gradients that are there already."""
+    twin = copy.deepcopy(stage)
+    for copied, parameter in zip(twin.parameters(), stage.parameters(), strict=True):
+        copied.grad = None if parameter.grad is None else parameter.grad.clone()
+    return twin
 
 
 @dataclass

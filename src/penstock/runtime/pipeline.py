@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,24 +20,33 @@ from penstock.partition import Partition
 from penstock.runtime.agreement import Offer, agree, check_same
 from penstock.runtime.clipping import clip, total_norm
 from penstock.runtime.cursor import Cursor
-from penstock.runtime.engine import Duties, Engine
+from penstock.runtime.duties import Duties, duties_of
+from penstock.runtime.engine import Engine
 from penstock.runtime.feed import Call, Ends, Feed, WeightFunction
 from penstock.runtime.links import Links
 from penstock.runtime.measured import decode_record, encode_record, measured_timeline
 from penstock.runtime.microbatches import even_sizes, ragged_sizes
-from penstock.runtime.offloading import Offloading, offload_channels
+from penstock.runtime.model_state import load_module_state, module_state
+from penstock.runtime.offloading import offload_channels
 from penstock.runtime.optimizer_state import load_optimizer_state, optimizer_state
 from penstock.runtime.outputs import broadcast_output, joined
-from penstock.runtime.owners import Owners, owner_channels, stages_to_copy
+from penstock.runtime.owners import Owners, copy_of, owner_channels, stages_to_copy
 from penstock.runtime.plan import RunPlan, make_plan
 from penstock.runtime.recompute import RecomputeChoice, apply_recompute, check_recompute
-from penstock.runtime.reduction import Reduction
 from penstock.runtime.stage_work import LossFunction, StageWork
 from penstock.runtime.startup import facts_of, ranks_of
 from penstock.runtime.step_batch import StepBatch
 from penstock.runtime.step_shares import StepShares
-from penstock.runtime.stepping import OptimizerFunction, SchedulerFunction, SteppedStage, Stepping, check_optimizer
+from penstock.runtime.stepping import (
+    InsideOptimizer,
+    OptimizerFunction,
+    SchedulerFunction,
+    SteppedStage,
+    Stepping,
+    check_optimizer,
+)
 from penstock.runtime.summary import summarize
+from penstock.runtime.ties import Ties, tie_channels
 from penstock.runtime.transport import Transport, gather_bytes
 from penstock.schedules import forward_only
 from penstock.timeline import Timeline
@@ -116,6 +124,7 @@ class Pipeline:
         self._failure = ""
         self._has_loss = loss_fn is not None
         self._steps: Stepping | None = None
+        inside = InsideOptimizer(optimizer, lr_scheduler, discrepancy_decay)
         plan: RunPlan | None = None
         problem: Exception | None = None
         try:
@@ -128,15 +137,12 @@ class Pipeline:
                 partition=partition,
                 reduce_gradients=self._replicas is not None,
             )
-            check_optimizer(plan.schedule, optimizer, lr_scheduler, discrepancy_decay)
+            check_optimizer(plan.schedule, inside)
             recomputed = check_recompute(recompute, layers.layers, num_stages=plan.placement.num_stages)
         except Exception as error:  # a model may raise anything while it is cut; the other ranks hear of it
             problem, plan = error, None
-        settings = {
-            "loss_fn": None if loss_fn is None else "given",
-            "seed": seed,
-            "discrepancy_decay": discrepancy_decay,
-        }
+        loss = None if loss_fn is None else "given"
+        settings = {"loss_fn": loss, "seed": seed, "discrepancy_decay": discrepancy_decay}
         facts = facts_of(layers, plan, settings) if plan else {}
         check_same(self._transport, facts, problem)
         if plan is None:  # check_same has raised the problem
@@ -148,30 +154,37 @@ class Pipeline:
         for stage in self._stages.keys() & recomputed.keys():
             names = [list(layers.layers)[layer] for layer in plan.partition.layers_of(stage)]
             apply_recompute(self._stages[stage].module, recomputed[stage], layers=names)
-        evaluated = plan.placement.stages_of(self.rank)
+        self._connect(inside, weight_fn)
+
+    def _connect(self, inside: InsideOptimizer, weight_fn: WeightFunction | None) -> None:
+        placement, program = self.plan.placement, self.plan.proof.program
+        evaluated = placement.stages_of(self.rank)
         self._feed = Feed(
             self._transport,
             device=self.device,
             trains=Ends(self.has_first_stage, self.has_last_stage),
-            evaluates=Ends(0 in evaluated, plan.placement.num_stages - 1 in evaluated),
-            shares=StepShares(plan.schedule),
+            evaluates=Ends(0 in evaluated, placement.num_stages - 1 in evaluated),
+            shares=StepShares(self.plan.schedule),
             weight_fn=weight_fn,
             replicas=self._replicas,
         )
         self._links = Links(self._transport, device=self.device)
-        program = plan.proof.program
-        copies = {*owner_channels(plan.placement), *offload_channels(program)}
+        copies = {*owner_channels(placement), *offload_channels(program), *tie_channels(self.plan.ties, placement)}
         self._transport.open(sorted({*program.channels, *copies}))
-        modules = {stage: work.module for stage, work in self._stages.items()}
-        self._owners = Owners(plan.proof.program, modules, self._transport)
+        self._owners = Owners(program, {stage: work.module for stage, work in self._stages.items()}, self._transport)
         self._owners.share_weights()
-        shares = self._replicas is not None or bool(self._owners.shared)
-        duties = Duties(
-            Reduction(self._stages, self._owners, self._replicas) if shares else None,
-            self._stepping(optimizer, lr_scheduler, discrepancy_decay) if optimizer else None,
-            Offloading(program, self._stages, self._transport, device=self.device) if plan.schedule.keepers else None,
+        duties = duties_of(
+            program,
+            self._stages,
+            transport=self._transport,
+            owners=self._owners,
+            replicas=self._replicas,
+            stepping=self._stepping(inside) if inside.make else None,
+            device=self.device,
         )
-        self._training = self._engine(plan.proof, duties)
+        ties = Ties(self.plan.ties, self._stages, transport=self._transport, placement=placement)
+        self._parameters = list(self.parameters())
+        self._training = self._engine(self.plan.proof, duties._replace(ties=ties or None))
         self._evaluating: dict[int, Engine] = {}
 
     def _build(self, layers: CutModel, loss_fn: LossFunction | None, device: torch.device | str | None) -> None:
@@ -180,7 +193,7 @@ class Pipeline:
         stages = {stage: layers.stage(self.plan.partition, stage) for stage in placement.held(self.rank)}
         if placement.num_replicas > 1:
             for stage in sorted(stages_to_copy(self._transport, placement, next(iter(layers.layers.values())))):
-                stages[stage] = copy.deepcopy(stages[stage])
+                stages[stage] = copy_of(stages[stage])
         self._stages = {
             stage: StageWork(module, loss_fn=loss_fn if stage == last else None) for stage, module in stages.items()
         }
@@ -202,14 +215,10 @@ class Pipeline:
             duties=duties,
         )
 
-    def _stepping(
-        self, optimizer: OptimizerFunction, scheduler: SchedulerFunction | None, decay: float | None
-    ) -> Stepping | None:
+    def _stepping(self, inside: InsideOptimizer) -> Stepping | None:
         problem: Exception | None = None
         try:
-            self._steps = Stepping(
-                self.schedule, self._stages, rank=self.rank, optimizer=optimizer, scheduler=scheduler, correction=decay
-            )
+            self._steps = Stepping(self.schedule, self._stages, rank=self.rank, inside=inside)
         except Exception as error:  # the optimizer is the user's: whatever it raises, the other ranks hear of it
             problem = error
         check_same(self._transport, {}, problem)
@@ -282,8 +291,12 @@ class Pipeline:
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yields this rank's parameters, copies included, with their names in the original model."""
+        seen: set[nn.Parameter] = set()
         for work in self._stages.values():
-            yield from work.module.named_parameters()
+            for name, parameter in work.module.named_parameters():
+                if parameter not in seen:
+                    seen.add(parameter)
+                    yield name, parameter
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the parameters and buffers that this rank owns, by their names in the original model.
@@ -291,7 +304,7 @@ class Pipeline:
         Of a stage that several ranks hold, the first of them in the placement is the owner: over all ranks every name
         occurs once.
         """
-        return {name: value for work in self._owned() for name, value in work.module.state_dict().items()}
+        return module_state(self._owned())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes the parameters and buffers that this rank owns out of `state`, which may hold the whole model's.
@@ -303,7 +316,7 @@ class Pipeline:
         """
         problem: Exception | None = None
         try:
-            self._load_owned(state)
+            load_module_state(self._owned(), state, rank=self.rank)
         except ModelError as error:
             problem = error
         if self.plan.placement.num_replicas > 1:
@@ -311,17 +324,6 @@ class Pipeline:
             self._owners.share_weights()
         elif problem is not None:
             raise problem
-
-    def _load_owned(self, state: Mapping[str, Any]) -> None:
-        for work in self._owned():
-            own = work.module.state_dict().keys()
-            missing = sorted(name for name in own if name not in state)
-            if missing:
-                raise ModelError(f"the state has no {', '.join(missing[:5])}, which rank {self.rank} needs")
-            try:
-                work.module.load_state_dict({name: state[name] for name in own})
-            except RuntimeError as error:
-                raise ModelError(f"the state does not fit this model: {error}") from None
 
     def _owned(self) -> list[StageWork]:
         placement = self.plan.placement

@@ -10,9 +10,10 @@ from penstock.errors import PartitionError, ScheduleError
 from penstock.ir.placement import Placement
 from penstock.ir.schedule import Schedule, WeightRule
 from penstock.lowering import lower
-from penstock.models import CutModel
+from penstock.models import CutModel, Tie
 from penstock.notation import load_schedule
 from penstock.partition import Partition
+from penstock.runtime.ties import check_ties
 from penstock.schedules import named_schedule
 from penstock.verifier import Proof, verify
 
@@ -27,12 +28,14 @@ class RunPlan:
     Attributes:
         proof: the verified training program.
         partition: layers per stage.
-        parameter_stages: every parameter of the model -> its stage, in model order.
+        parameter_stages: every parameter of the model -> its stage, in model order; a tied one once.
+        ties: parameters that several stages use.
     """
 
     proof: Proof
     partition: Partition
     parameter_stages: dict[str, int]
+    ties: tuple[Tie, ...] = ()
 
     @property
     def schedule(self) -> Schedule:
@@ -60,7 +63,7 @@ def make_plan(
         ScheduleError: unknown name, or a schedule of other sizes.
         VerificationError: a schedule that would not run.
         PartitionError: more stages than layers, or layers left out or taken twice.
-        ModelError: a parameter on two stages.
+        ModelError: a parameter on stages of different ranks in a schedule with two directions.
     """
     chosen = choose_schedule(schedule, num_ranks=num_ranks, num_microbatches=num_microbatches)
     if partition is None:
@@ -72,12 +75,14 @@ def make_plan(
     else:
         raise PartitionError(f"partition={partition!r}; give layers per stage, e.g. [3, 3]")
     cut.check(model.num_layers, chosen.num_stages)
-    check_trains(chosen)
+    check_runnable(chosen)
     proof = verify(lower(chosen, reduce_gradients=reduce_gradients))
-    return RunPlan(proof, cut, model.stage_of_parameters(cut))
+    parameter_stages, ties = model.parameters_of(cut)
+    check_ties(ties, chosen.placement)
+    return RunPlan(proof, cut, parameter_stages, ties)
 
 
-def check_trains(schedule: Schedule) -> None:
+def check_runnable(schedule: Schedule) -> None:
     """Refuses a schedule that does not train.
 
     Raises:

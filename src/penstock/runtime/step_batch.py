@@ -39,7 +39,8 @@ class StepBatch:
 
     def mean_loss(self) -> torch.Tensor:
         """Returns Σ loss_i · w_i / Σ w in fp64, on the device of the losses, without waiting for it."""
-        return torch.stack([self._term(i) for i in range(len(self.scales))]).sum()
+        losses = torch.cat([self.losses[i].reshape(1) for i in range(len(self.scales))]).double()
+        return (losses * torch.tensor(self.scales, dtype=torch.float64).to(losses.device, non_blocking=True)).sum()
 
     def own_terms(self, num_microbatches: int) -> torch.Tensor:
         """Returns loss_i · w_i / Σ w in fp64 on the CPU for every microbatch; 0 where it ran on another rank."""

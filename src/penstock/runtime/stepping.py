@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 from torch import nn
 from torch.optim import Optimizer
@@ -29,6 +29,21 @@ OptimizerFunction = Callable[[Sequence[nn.Parameter]], Optimizer]
 SchedulerFunction = Callable[[Optimizer, int], LRScheduler]
 """An optimizer and the number of its stage -> what sets its learning rate; it steps after each optimizer step."""
 
+
+class InsideOptimizer(NamedTuple):
+    """What the user gives a schedule that steps inside.
+
+    Attributes:
+        make: a stage's trained parameters -> its optimizer.
+        make_scheduler: its learning rate; None leaves that to the optimizer.
+        discrepancy_decay: D of PipeMare's discrepancy correction; None leaves it out.
+    """
+
+    make: OptimizerFunction | None = None
+    make_scheduler: SchedulerFunction | None = None
+    discrepancy_decay: float | None = None
+
+
 _BACKWARD_USE = frozenset({OpKind.B, OpKind.I, OpKind.W})
 _USES = _BACKWARD_USE | {OpKind.F}
 
@@ -48,14 +63,15 @@ class SteppedStage:
         stage: int,
         work: StageWork,
         *,
-        optimizer: OptimizerFunction,
-        scheduler: SchedulerFunction | None,
+        inside: InsideOptimizer,
         correction: tuple[float, int] | None,
     ) -> None:
         self.versions = WeightVersions(work)
         masters = self.versions.masters
-        self.optimizer = optimizer(masters) if masters else None
-        self.scheduler = scheduler(self.optimizer, stage) if scheduler and self.optimizer else None
+        self.optimizer = inside.make(masters) if inside.make and masters else None
+        self.scheduler: LRScheduler | None = None
+        if inside.make_scheduler and self.optimizer:
+            self.scheduler = inside.make_scheduler(self.optimizer, stage)
         self.discrepancy: Discrepancy | None = None
         if correction and masters:
             decay, staleness = correction
@@ -87,9 +103,7 @@ class Stepping:
         schedule: one with optimizer steps.
         stages: this rank's stages, by number.
         rank: this rank.
-        optimizer: makes each stage's optimizer.
-        scheduler: makes what sets its learning rate.
-        correction: D of PipeMare's discrepancy correction; None for none.
+        inside: makes each stage's optimizer.
 
     Attributes:
         stages: this rank's stages with their optimizers, by number.
@@ -101,9 +115,7 @@ class Stepping:
         stages: Mapping[int, StageWork],
         *,
         rank: int,
-        optimizer: OptimizerFunction,
-        scheduler: SchedulerFunction | None,
-        correction: float | None,
+        inside: InsideOptimizer,
     ) -> None:
         self._weights = weights_of(schedule)
         self._changes = self._weights.changes[rank]
@@ -113,9 +125,8 @@ class Stepping:
             stage: SteppedStage(
                 stage,
                 work,
-                optimizer=optimizer,
-                scheduler=scheduler,
-                correction=_correction(correction, self._weights, stage),
+                inside=inside,
+                correction=_correction(inside.discrepancy_decay, self._weights, stage),
             )
             for stage, work in stages.items()
         }
@@ -154,17 +165,17 @@ class Stepping:
         self.stages[op.stage].step(keep=self._changes.get(op) == +1, divisor=divisor or 1.0)
 
 
-def check_optimizer(schedule: Schedule, optimizer: Any, scheduler: Any, correction: float | None) -> None:
+def check_optimizer(schedule: Schedule, inside: InsideOptimizer) -> None:
     """Refuses an optimizer where the loop steps, and none where the schedule does.
 
     Raises:
         ScheduleError: no optimizer for a schedule with optimizer steps.
         ModelError: an optimizer that would never step, or a correction out of range.
     """
-    name = schedule.name
+    name, (optimizer, _, correction) = schedule.name, inside
     if schedule.weight_rule in SYNCHRONOUS:
-        given = {"optimizer": optimizer, "lr_scheduler": scheduler, "discrepancy_decay": correction}
-        extra = next((argument for argument, value in given.items() if value is not None), None)
+        arguments = ("optimizer", "lr_scheduler", "discrepancy_decay")
+        extra = next((name for name, value in zip(arguments, inside, strict=True) if value is not None), None)
         if extra:
             raise ModelError(
                 f"{extra}= is for schedules that step inside, such as pipedream; {name} leaves the step to the loop: "

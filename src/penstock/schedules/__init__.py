@@ -14,7 +14,7 @@ from penstock.schedules.one_f_one_b import one_f_one_b
 from penstock.schedules.pipedream import pipedream
 from penstock.schedules.pipedream_2bw import pipedream_2bw
 from penstock.schedules.pipemare import pipemare
-from penstock.schedules.registry import ALIASES, SCHEDULES, Family, Sizes, named_schedule
+from penstock.schedules.registry import ALIASES, SCHEDULES, Family, Given, Sizes, named_schedule
 from penstock.schedules.v_blocks import v_half, v_min, v_zb
 from penstock.schedules.wave import wave
 from penstock.schedules.zb_auto import zb_auto
@@ -27,6 +27,7 @@ __all__ = [
     "ALIASES",
     "SCHEDULES",
     "Family",
+    "Given",
     "Sizes",
     "bpipe",
     "breadth_first",

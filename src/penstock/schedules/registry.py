@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from penstock.errors import ScheduleError, nearest
+from penstock.cluster import Cluster
+from penstock.costs import PerStage, StageCosts
+from penstock.errors import ScheduleError, check_type, nearest
 from penstock.ir.schedule import Schedule
 from penstock.schedules.bpipe import bpipe
 from penstock.schedules.breadth_first import breadth_first
@@ -39,6 +41,22 @@ class Sizes:
     num_chunks: int
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a schedule that is found by a search is found for; None leaves the generator's own default.
+
+    Attributes:
+        costs: of each stage.
+        cluster: devices and links.
+        memory_limit: the most that F and I may keep on a rank at once, in the unit of `activation_bytes`; where costs
+            have no bytes, in microbatches of a stage.
+    """
+
+    costs: StageCosts | None = None
+    cluster: Cluster | None = None
+    memory_limit: PerStage | None = None
+
+
 class Family(NamedTuple):
     """A named schedule as the registry knows it.
 
@@ -46,11 +64,13 @@ class Family(NamedTuple):
         generate: sizes -> Schedule.
         num_chunks: chunks a rank where the caller does not say.
         any_chunks: whether other numbers of chunks are defined.
+        fit: sizes and what is given -> Schedule, where the order depends on costs; None where one order is for all.
     """
 
     generate: Callable[[Sizes], Schedule]
     num_chunks: int = 1
     any_chunks: bool = False
+    fit: Callable[[Sizes, Given], Schedule] | None = None
 
 
 SCHEDULES: dict[str, Family] = {
@@ -66,9 +86,29 @@ SCHEDULES: dict[str, Family] = {
     "wave": Family(lambda n: wave(n.num_ranks, n.num_microbatches, num_chunks=n.num_chunks), 2, True),
     "zb_h1": Family(lambda n: zb_h1(n.num_ranks, n.num_microbatches)),
     "zb_h2": Family(lambda n: zb_h2(n.num_ranks, n.num_microbatches)),
-    "zb_auto": Family(lambda n: zb_auto(n.num_ranks, n.num_microbatches)),
+    "zb_auto": Family(
+        lambda n: zb_auto(n.num_ranks, n.num_microbatches),
+        num_chunks=1,
+        fit=lambda n, given: zb_auto(
+            n.num_ranks,
+            n.num_microbatches,
+            costs=given.costs,
+            cluster=given.cluster,
+            memory_limit=given.memory_limit,
+        ),
+    ),
     "zb_v": Family(lambda n: zb_v(n.num_ranks, n.num_microbatches), 2),
-    "zb_v_greedy": Family(lambda n: zb_v_greedy(n.num_ranks, n.num_microbatches), 2),
+    "zb_v_greedy": Family(
+        lambda n: zb_v_greedy(n.num_ranks, n.num_microbatches),
+        num_chunks=2,
+        fit=lambda n, given: zb_v_greedy(
+            n.num_ranks,
+            n.num_microbatches,
+            costs=given.costs,
+            cluster=given.cluster,
+            memory_limit=given.memory_limit,
+        ),
+    ),
     "v_min": Family(lambda n: v_min(n.num_ranks, n.num_microbatches), 2),
     "v_half": Family(lambda n: v_half(n.num_ranks, n.num_microbatches), 2),
     "v_zb": Family(lambda n: v_zb(n.num_ranks, n.num_microbatches), 2),
@@ -114,6 +154,8 @@ def canonical_name(name: str) -> str:
     Raises:
         ScheduleError: no such schedule; the message gives the nearest name and all of them.
     """
+    if not isinstance(name, str):
+        raise ScheduleError(f'{name!r} is no name of a schedule; give a text, e.g. "one_f_one_b"')
     plain = ALIASES.get(name, name.replace("-", "_"))
     if plain not in SCHEDULES:
         known = sorted(SCHEDULES)
@@ -121,7 +163,9 @@ def canonical_name(name: str) -> str:
     return plain
 
 
-def named_schedule(name: str, *, num_ranks: int, num_microbatches: int, num_chunks: int | None = None) -> Schedule:
+def named_schedule(
+    name: str, *, num_ranks: int, num_microbatches: int, num_chunks: int | None = None, given: Given | None = None
+) -> Schedule:
     """Returns the schedule called `name` at these sizes.
 
     Args:
@@ -129,9 +173,11 @@ def named_schedule(name: str, *, num_ranks: int, num_microbatches: int, num_chun
         num_ranks: p.
         num_microbatches: m.
         num_chunks: v, stages a rank; None takes the schedule's own default.
+        given: costs, cluster and memory limit, which decide the order of zb_auto and zb_v_greedy and of no other.
 
     Raises:
-        ScheduleError: no such schedule, or sizes it is not defined for.
+        ScheduleError: no such schedule, sizes it is not defined for, or a memory limit for one whose order is fixed.
+        UserError: costs for another number of stages.
     """
     plain = canonical_name(name)
     family = SCHEDULES[plain]
@@ -139,5 +185,13 @@ def named_schedule(name: str, *, num_ranks: int, num_microbatches: int, num_chun
         raise ScheduleError(
             f"{plain}: num_chunks={num_chunks}; it is defined for {family.num_chunks} a rank, leave num_chunks out"
         )
-    chunks = family.num_chunks if num_chunks is None else num_chunks
-    return family.generate(Sizes(num_ranks, num_microbatches, chunks))
+    sizes = Sizes(num_ranks, num_microbatches, family.num_chunks if num_chunks is None else num_chunks)
+    check_type("given", given, Given, type(None), example="e.g. penstock.schedules.Given(costs=penstock.StageCosts())")
+    if given is None:
+        return family.generate(sizes)
+    if family.fit is not None:
+        return family.fit(sizes, given)
+    if given.memory_limit is not None:
+        fitted = ", ".join(name for name, family in SCHEDULES.items() if family.fit)
+        raise ScheduleError(f"{plain}: its order is fixed, so it keeps to no memory limit; {fitted} do")
+    return family.generate(sizes)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import product
-from numbers import Real
 
 from penstock.cluster import Cluster
 from penstock.costs import PerStage, StageCosts
 from penstock.errors import ScheduleError
-from penstock.ir.ops import OpKind
 from penstock.ir.placement import Placement
 from penstock.ir.schedule import Schedule
+from penstock.schedules.measured import check_given, limits_by_rank, split_seconds, transfer_seconds
 from penstock.schedules.sizes import check_sizes
 from penstock.schedules.zb_auto_clock import Clock, Terms
 from penstock.schedules.zb_auto_search import Rules, placed
@@ -55,13 +53,15 @@ def zb_auto(
         UserError: costs for another number of stages.
     """
     check_sizes("zb_auto", num_ranks=num_ranks, num_microbatches=num_microbatches)
+    check_given(costs, cluster)
     costs = costs or StageCosts()
     cluster = cluster or Cluster.uniform(num_ranks)
+    ranks = range(num_ranks)
     activation, deferred = _memory(costs, num_ranks)
     terms = Terms(
         num_microbatches,
-        _seconds(costs, cluster, num_ranks),
-        _transfers(costs, cluster, num_ranks),
+        split_seconds("zb_auto", costs, cluster, ranks=ranks),
+        transfer_seconds(costs, cluster, ranks=ranks),
         activation,
         deferred,
         _limits(memory_limit, tuple(map(max, activation, deferred))),
@@ -69,34 +69,6 @@ def zb_auto(
     clocks = (placed(terms, Rules(*choice)) for choice in product((True, False), repeat=3))
     best = min(clocks, key=Clock.longest_span)
     return Schedule("zb_auto", Placement.looped(num_ranks), num_microbatches, tuple(map(tuple, best.orders)))
-
-
-def _seconds(costs: StageCosts, cluster: Cluster, num_ranks: int) -> dict[OpKind, tuple[float, ...]]:
-    """Returns the seconds of F, I and W on each rank's device."""
-    if len(cluster.devices) != num_ranks:
-        raise ScheduleError(
-            f"zb_auto: the cluster has {len(cluster.devices)} devices for {num_ranks} ranks; give one a rank"
-        )
-    seconds = costs.seconds(num_ranks)
-    if any(seconds[OpKind.B]) and not any((*seconds[OpKind.I], *seconds[OpKind.W])):
-        raise ScheduleError(
-            "zb_auto: the costs know the full backward only; measure a schedule that splits it, e.g. zb_h1, "
-            "or state input_grad and weight_grad"
-        )
-    speeds = [device.speed for device in cluster.devices]
-    return {
-        kind: tuple(  # whole numbers stay whole
-            time if speed == 1 else time / speed for time, speed in zip(seconds[kind], speeds, strict=True)
-        )
-        for kind in (OpKind.F, OpKind.I, OpKind.W)
-    }
-
-
-def _transfers(costs: StageCosts, cluster: Cluster, num_ranks: int) -> tuple[float, ...]:
-    """Returns the seconds of a boundary between each rank and the next."""
-    sizes = costs.per_stage("boundary_bytes", num_ranks)
-    links = [cluster.link(rank, rank + 1) for rank in range(num_ranks - 1)]
-    return tuple(link.busy_seconds(size) + link.latency_seconds for link, size in zip(links, sizes, strict=False))
 
 
 def _memory(costs: StageCosts, num_ranks: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -113,21 +85,11 @@ def _limits(memory_limit: PerStage | None, needs: tuple[float, ...]) -> tuple[fl
     num_ranks = len(needs)
     if memory_limit is None:
         return tuple(num_ranks * need for need in needs)
-    limits = tuple(memory_limit) if isinstance(memory_limit, Sequence) else (memory_limit,) * num_ranks
-    if len(limits) != num_ranks:
-        raise ScheduleError(
-            f"zb_auto: memory_limit has {len(limits)} values for {num_ranks} ranks; give one number a rank"
-        )
+    limits = limits_by_rank("zb_auto", memory_limit, num_ranks, example=num_ranks * max(needs))
     for rank, (limit, need) in enumerate(zip(limits, needs, strict=True)):
-        if not _is_number(limit):
-            raise ScheduleError(f"zb_auto: memory_limit={limit!r} is not a number; use e.g. {num_ranks * need}")
         if not limit >= need:
             raise ScheduleError(
                 f"zb_auto: memory_limit={limit} on rank {rank}, where one microbatch takes {need}; no schedule meets "
                 f"that, use {need} or more: {num_ranks * need} idles as little as zb_h1"
             )
     return limits
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)

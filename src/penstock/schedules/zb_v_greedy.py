@@ -8,6 +8,7 @@ from penstock.cluster import Cluster
 from penstock.costs import PerStage, StageCosts
 from penstock.ir.placement import Placement
 from penstock.ir.schedule import Schedule
+from penstock.schedules.measured import check_given
 from penstock.schedules.sizes import check_sizes
 from penstock.schedules.zb_v_greedy_clock import Clock
 from penstock.schedules.zb_v_greedy_search import Rules, placed
@@ -53,6 +54,7 @@ def zb_v_greedy(
         UserError: costs for another number of stages.
     """  # noqa: E501 - the drawing
     check_sizes("zb_v_greedy", num_ranks=num_ranks, num_microbatches=num_microbatches)
+    check_given(costs, cluster)
     costs = costs or StageCosts()
     cluster = cluster or Cluster.uniform(num_ranks)
     terms = terms_of(num_ranks, num_microbatches, costs=costs, cluster=cluster, memory_limit=memory_limit)

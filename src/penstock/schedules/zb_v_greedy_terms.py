@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from numbers import Real
 from typing import NamedTuple
 
 from penstock.cluster import Cluster
@@ -12,6 +10,7 @@ from penstock.costs import PerStage, StageCosts
 from penstock.errors import ScheduleError
 from penstock.ir.ops import OpKind
 from penstock.ir.placement import Placement
+from penstock.schedules.measured import limits_by_rank, split_seconds, transfer_seconds
 from penstock.schedules.zb_v import zb_v
 
 
@@ -71,39 +70,12 @@ def terms_of(
     deferred = costs.per_stage("deferred_bytes", 2 * num_ranks)
     if not any((*activation, *deferred)):
         activation = deferred = (1,) * (2 * num_ranks)
-    seconds, transfer = _seconds(costs, cluster, num_ranks), _transfer(costs, cluster, num_ranks)
+    ranks = Placement.v_shaped(num_ranks).table[0]
+    seconds = split_seconds("zb_v_greedy", costs, cluster, ranks=ranks)
+    transfer = transfer_seconds(costs, cluster, ranks=ranks)
     terms = Terms(num_ranks, num_microbatches, seconds, transfer, activation, deferred)
     limit = _limit(memory_limit, terms)
     return terms._replace(limit=limit, room=_room(limit, terms))
-
-
-def _seconds(costs: StageCosts, cluster: Cluster, num_ranks: int) -> dict[OpKind, tuple[float, ...]]:
-    """Returns the seconds of F, I and W of each stage on its rank's device."""
-    if len(cluster.devices) != num_ranks:
-        raise ScheduleError(
-            f"zb_v_greedy: the cluster has {len(cluster.devices)} devices for {num_ranks} ranks; give one a rank"
-        )
-    seconds = costs.seconds(2 * num_ranks)
-    if any(seconds[OpKind.B]) and not any((*seconds[OpKind.I], *seconds[OpKind.W])):
-        raise ScheduleError(
-            "zb_v_greedy: the costs know the full backward only; measure a schedule that splits it, e.g. zb_v, or "
-            "state input_grad and weight_grad"
-        )
-    speeds = [cluster.devices[rank].speed for rank in Placement.v_shaped(num_ranks).table[0]]
-    return {  # whole numbers stay whole
-        kind: tuple(time if speed == 1 else time / speed for time, speed in zip(seconds[kind], speeds, strict=True))
-        for kind in (OpKind.F, OpKind.I, OpKind.W)
-    }
-
-
-def _transfer(costs: StageCosts, cluster: Cluster, num_ranks: int) -> tuple[float, ...]:
-    """Returns the seconds of the boundary between each stage and the next."""
-    sizes = costs.per_stage("boundary_bytes", 2 * num_ranks)
-    times: list[float] = []
-    for size, (source, target) in zip(sizes, pairwise(Placement.v_shaped(num_ranks).table[0]), strict=False):
-        link = cluster.link(source, target)
-        times.append(0 if source == target else link.busy_seconds(size) + link.latency_seconds)
-    return tuple(times)
 
 
 def _limit(memory_limit: PerStage | None, terms: Terms) -> tuple[float, ...]:
@@ -111,14 +83,8 @@ def _limit(memory_limit: PerStage | None, terms: Terms) -> tuple[float, ...]:
     needs = _needs(terms, terms.num_microbatches)
     if memory_limit is None:
         return tuple(max(need, terms.num_ranks * sum(terms.most(rank))) for rank, need in enumerate(needs))
-    limits = tuple(memory_limit) if isinstance(memory_limit, Sequence) else (memory_limit,) * terms.num_ranks
-    if len(limits) != terms.num_ranks:
-        raise ScheduleError(
-            f"zb_v_greedy: memory_limit has {len(limits)} values for {terms.num_ranks} ranks; give one number a rank"
-        )
+    limits = limits_by_rank("zb_v_greedy", memory_limit, terms.num_ranks, example=max(needs))
     for rank, (limit, need) in enumerate(zip(limits, needs, strict=True)):
-        if not _is_number(limit):
-            raise ScheduleError(f"zb_v_greedy: memory_limit={limit!r} is not a number; use e.g. {max(needs)}")
         if not limit >= need:
             raise ScheduleError(
                 f"zb_v_greedy: memory_limit={limit} on rank {rank}, which holds up to {need} in this order; use "
@@ -148,7 +114,3 @@ def _room(limit: Sequence[float], terms: Terms) -> int:
         if most:
             room = min(room, max(int((limit[rank] - need) // most), 0))
     return room
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)

@@ -25,7 +25,7 @@ from operator import itemgetter
 
 from penstock.cluster import Cluster
 from penstock.costs import StageCosts
-from penstock.errors import UserError, VerificationError
+from penstock.errors import UserError, VerificationError, check_type
 from penstock.ir.collector import collector_paused
 from penstock.ir.dependencies import CONSUMES, MESSAGE, Key, produced
 from penstock.ir.ops import COMPUTE, GUESTS, RECEIVES, Channel, Op, OpKind, Transfer
@@ -53,8 +53,11 @@ def simulate(subject: Schedule | Program, costs: StageCosts, cluster: Cluster | 
         VerificationError: the program cannot run to its end; `penstock.verify` shows why. What that proves
             beyond (every op once, matching messages) is not looked at here.
     """
+    check_type("subject", subject, Schedule, Program, example="e.g. penstock.gpipe(4, 8)")
+    check_type("costs", costs, StageCosts, example="e.g. penstock.StageCosts(forward=1, input_grad=1, weight_grad=1)")
     program = lower(subject) if isinstance(subject, Schedule) else subject
-    cluster = cluster or Cluster.uniform(program.num_ranks)
+    cluster = Cluster.uniform(program.num_ranks) if cluster is None else cluster
+    check_type("cluster", cluster, Cluster, example=f"e.g. penstock.Cluster.uniform({program.num_ranks})")
     if len(cluster.devices) != program.num_ranks:
         raise UserError(
             f"the cluster has {len(cluster.devices)} devices for {program.num_ranks} ranks; give one a rank"

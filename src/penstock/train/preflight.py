@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from penstock.errors import ConfigError
+from penstock.ir.steps import SYNCHRONOUS
 from penstock.partition import Partition
 from penstock.runtime.plan import check_runnable, choose_schedule
 from penstock.train.config import Config
@@ -43,6 +44,11 @@ def check_layout(config: Config) -> None:
     schedule = choose_schedule(layout.schedule, num_ranks=layout.ranks, num_microbatches=layout.microbatches)
     verify(schedule)
     check_runnable(schedule)
+    if schedule.weight_rule not in SYNCHRONOUS:
+        raise ConfigError(
+            f'pipeline.schedule="{layout.schedule}" steps the weights inside the schedule, and penstock train after '
+            "it; use one that leaves the step to the loop, e.g. one_f_one_b, or a Pipeline in a loop of your own"
+        )
     num_layers = config.model.layers + 2  # embed, blocks, head
     if layout.partition:
         Partition.of_sizes(layout.partition).check(num_layers, schedule.num_stages)

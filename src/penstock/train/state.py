@@ -34,8 +34,9 @@ def save_state(
     Raises:
         CheckpointError: a rank could not write; earlier checkpoints are intact.
     """
-    names = {parameter: name for name, parameter in pipe.named_parameters()}
-    tensors = {f"{_MODEL}{name}": value for name, value in pipe.state_dict().items()}
+    owned = pipe.state_dict()
+    names = {parameter: name for name, parameter in pipe.named_parameters() if name in owned}
+    tensors = {f"{_MODEL}{name}": value for name, value in owned.items()}
     tensors |= optimizer_tensors(optimizer, names)
     return save(
         checkpoint_root(config),
@@ -57,24 +58,26 @@ def resume_state(path: Path, pipe: Pipeline, optimizer: torch.optim.Optimizer) -
         CheckpointError: on every rank alike: a damaged file, or another model.
     """
     problem, step = "", 0
+    tensors: dict[str, torch.Tensor] = {}
     try:
-        step = _take(path, pipe, optimizer)
+        step, tensors = _read(path, pipe)
     except CheckpointError as error:
         problem = str(error)
     problems = [json.loads(reply) for reply in pipe.exchange(json.dumps(problem).encode())]
     if any(problems):
         raise CheckpointError(next(text for text in problems if text))
-    pipe.steps_done = step
-    return step
-
-
-def _take(path: Path, pipe: Pipeline, optimizer: torch.optim.Optimizer) -> int:
-    manifest = read_manifest(path)
-    own = pipe.state_dict()
-    check_fits(path, manifest, expected={f"{_MODEL}{name}": value for name, value in own.items()})
-    tensors = load(path, names_for(manifest, own))
     pipe.load_state_dict(
         {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)}
     )
     restore_optimizer(optimizer, {parameter: name for name, parameter in pipe.named_parameters()}, tensors=tensors)
-    return manifest.step
+    pipe.steps_done = step
+    return step
+
+
+def _read(path: Path, pipe: Pipeline) -> tuple[int, dict[str, torch.Tensor]]:
+    """Returns the step and what this rank needs: what it owns, and the optimizer's state of its copies too."""
+    manifest = read_manifest(path)
+    own = pipe.state_dict()
+    check_fits(path, manifest, expected={f"{_MODEL}{name}": value for name, value in own.items()})
+    held = {*own, *(name for name, _ in pipe.named_parameters())}
+    return manifest.step, load(path, names_for(manifest, held))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from penstock.errors import check_type
 from penstock.ir.collector import collector_paused
 from penstock.ir.ops import Channel
 from penstock.ir.program import Program
@@ -60,6 +61,7 @@ def verify(subject: Schedule | Program) -> Proof:
             the cycle of ops that wait for one another, or the op whose weights are not there, with ranks and
             positions.
     """
+    check_type("subject", subject, Schedule, Program, example="e.g. penstock.gpipe(4, 8)")
     schedule = subject if isinstance(subject, Schedule) else subject.schedule
     check_completeness(schedule)
     check_offloading(schedule)

@@ -18,7 +18,7 @@ from penstock.costs import StageCosts
 from penstock.errors import ScheduleError, UserError
 from penstock.ir.ops import SENDS
 from penstock.ir.schedule import Schedule
-from penstock.schedules.registry import SCHEDULES, canonical_name, named_schedule
+from penstock.schedules.registry import SCHEDULES, Given, canonical_name, named_schedule
 from penstock.schedules.sizes import check_sizes
 from penstock.simulator import simulate
 from penstock.timeline import Timeline
@@ -115,8 +115,9 @@ def compare(
     cluster = Cluster.uniform(num_ranks, latency_seconds=transfer_seconds)
     rows, undefined = [], {}
     for name in dict.fromkeys(map(canonical_name, names)):
+        given = Given(chunk_costs(costs, SCHEDULES[name].num_chunks), cluster)
         try:
-            schedule = named_schedule(name, num_ranks=num_ranks, num_microbatches=num_microbatches)
+            schedule = named_schedule(name, num_ranks=num_ranks, num_microbatches=num_microbatches, given=given)
         except ScheduleError as error:
             undefined[name] = str(error).removeprefix(f"{name}: ")
             continue

@@ -179,5 +179,4 @@ def _comparison(rows: Sequence[Row]) -> list[Model]:
     """Returns the table of a comparison beside its points; nothing where nothing is compared."""
     if not rows:
         return []
-    wrapped = {"flex-wrap": "wrap"}
-    return [row(Div(text=comparison_html(rows)), comparison_figure(rows), styles=wrapped, sizing_mode="stretch_width")]
+    return [row(Div(text=comparison_html(rows)), comparison_figure(rows))]

@@ -73,8 +73,7 @@ def comparison_figure(rows: Sequence[Row]) -> Any:
         tools="",
         toolbar_location=None,
         outline_line_color=None,
-        sizing_mode="fixed",
-        styles={"min-width": f"{_WIDTH + _MARGIN}px"},
+        min_width=_WIDTH + _MARGIN,
     )
     front = [(float(row.peak_activations), float(row.bubble_fraction)) for row in pareto(rows)]
     drawn.step([x for x, _ in front], [y for _, y in front], mode="after", line_color=_FRONT, line_width=1.5)
@@ -127,6 +126,13 @@ class _Axis(NamedTuple):
         scale = math.log if self.log else float
         return self.pixels * (scale(value) - scale(self.low)) / (scale(self.high) - scale(self.low))
 
+    def value(self, at: float) -> float:
+        """Returns what lies at `at`; the inverse of `at`."""
+        part = at / self.pixels
+        if self.log:
+            return self.low * math.exp(part * math.log(self.high / self.low))
+        return self.low + part * (self.high - self.low)
+
 
 def _name_points(drawn: Any, rows: Sequence[Row], points: Sequence[tuple[float, float]], axes: Sequence[_Axis]) -> None:
     """Writes the names beside the points; those at one point share a label."""
@@ -148,5 +154,10 @@ def _name_points(drawn: Any, rows: Sequence[Row], points: Sequence[tuple[float, 
             "down": [label.point[1] - place.box.bottom for label, place in zip(labels, places, strict=True)],
         }
     )
+    for label, (box, distant) in zip(labels, places, strict=True):
+        if distant:
+            ends = (label.point, (min(max(label.point[0], box.left), box.right), (box.bottom + box.top) / 2))
+            xs, ys = ([axis.value(end[side]) for end in ends] for side, axis in enumerate(axes))
+            drawn.line(xs, ys, line_color="#a0a0a0", line_width=0.7, level="underlay")
     style = {"text_font_size": f"{_LABEL_PIXELS}px", "text_baseline": "bottom", "text_line_height": 1.15}
     drawn.text("memory", "bubble", "text", x_offset="right", y_offset="down", source=source, **style)

@@ -1,7 +1,7 @@
 """One timeline of a page: its bars, what its ranks do at the cursor, and its memory where that is known.
 
-The plot has no glyph a bar. Its bars are one image, a row of pixels a rank, that `page.js` draws again for the part of the
-time axis in view; that takes milliseconds however many there are, and tells about any of them under the pointer.
+The plot has no glyph a bar. Its bars are one image, a row of pixels a rank, that `page.js` draws again for the part
+of the time axis in view; that takes milliseconds however many there are, and any of them can be told about.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _LINES = ("title", "what", "when", "waited", "transfer")
 
 def looks_of(timelines: Sequence[Timeline]) -> dict[str, dict[str, Any]]:
     """Returns what page.js knows of each kind of op that occurs, and of the shades of time without compute."""
-    kinds = {entry.op.kind for timeline in timelines for entry in (*timeline.spans, *timeline.waits)}
+    kinds = {span.op.kind for timeline in timelines for span in timeline.spans}
+    kinds |= {wait.op.kind for timeline in timelines for wait in timeline.waits}
     looks: dict[str, dict[str, Any]] = {
         str(int(kind)): {
             "letter": kind.name,

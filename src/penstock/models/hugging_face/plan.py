@@ -1,4 +1,4 @@
-"""Which parts of a Hugging Face model come in which order: its own `base_model_pp_plan`, or what its structure shows."""
+"""Which parts of a Hugging Face model come in which order: by its own `base_model_pp_plan` or by its structure."""
 
 from __future__ import annotations
 
@@ -54,17 +54,20 @@ def parts_of(model: Any) -> Parts:
 
 
 def _by_plan(names: list[str], base: nn.Module) -> tuple[list[str], str, list[str]]:
+    """Returns the parts that the plan names; others that hold parameters go where the model declares them."""
     lists = [name for name in names if isinstance(getattr(base, name, None), nn.ModuleList)]
     if len(lists) != 1:
         raise ModelError(
             f"{type(base).__name__} plans {', '.join(names)}, of which {len(lists)} are lists of layers; one is needed"
         )
-    at = names.index(lists[0])
-    return (
-        [name for name in names[:at] if hasattr(base, name)],
-        lists[0],
-        [name for name in names[at + 1 :] if hasattr(base, name)],
-    )
+    layers = lists[0]
+    at = names.index(layers)
+    declared = [name for name, _ in base.named_children()]
+    others = [name for name, child in base.named_children() if name not in names and _has_state(child)]
+    early = [name for name in others if declared.index(name) < declared.index(layers)]
+    before = [name for name in names[:at] if name in declared]
+    after = [name for name in names[at + 1 :] if name in declared]
+    return [*before, *early], layers, [*(name for name in others if name not in early), *after]
 
 
 def _by_structure(base: nn.Module) -> tuple[list[str], str, list[str]]:
@@ -91,6 +94,6 @@ def _check_cover(model: nn.Module, parts: Parts) -> None:
     for name, _ in model.named_parameters():
         if not any(name == part or name.startswith(f"{part}.") for part in named):
             raise ModelError(
-                f"{type(model).__name__} has the parameter {name} outside of {', '.join(named)}; which stage it belongs "
-                "to is not known"
+                f"{type(model).__name__} has the parameter {name} outside of {', '.join(named)}; which stage it "
+                "belongs to is not known"
             )

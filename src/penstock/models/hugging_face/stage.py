@@ -1,13 +1,16 @@
-"""One stage of a Hugging Face model: a shell of the model that holds this stage's parts and stand-ins for the others."""
+"""One stage of a Hugging Face model: a shell of it that holds this stage's parts and stand-ins for the others."""
 
 from __future__ import annotations
 
+import ast
 import inspect
+import textwrap
+import threading
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
+from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from penstock.errors import BatchError
@@ -21,7 +24,7 @@ _CALL = {"use_cache": False}
 """A training forward keeps no cache: it would tie layers of different stages together."""
 
 
-class _Reached(Exception):  # noqa: N818  # no error: the model's forward has come to the next stage's part
+class _Reached(Exception):  # no error: the model's forward has come to the next stage's part
     def __init__(self, hidden: Tensor) -> None:
         super().__init__("reached the next stage")
         self.hidden = hidden
@@ -38,10 +41,10 @@ class _Stop(nn.Module):
 class _Pass(nn.Module):
     """Stands for a layer of an earlier stage: gives the hidden states that came from there."""
 
-    def __init__(self, entering: list[Tensor], like: nn.Module) -> None:
+    def __init__(self, entering: list[Tensor], like: Any) -> None:
         super().__init__()
         self._entering = entering
-        self._gives_tuple = gives_tuple(like)
+        self._gives_tuple = gives_tuple(type(like))
         for name, value in vars(like).items():
             if name not in self.__dict__ and not name.startswith("_"):
                 setattr(self, name, value)  # attention_type, layer_idx, …: the model's forward may look at them
@@ -79,6 +82,8 @@ class HuggingFaceStage(nn.Module):
         first_unit: the place of the first of them among all units of the model.
     """
 
+    _shell: Any
+
     def __init__(self, model: Any, parts: Parts, *, units: Mapping[str, nn.Module], first_unit: int) -> None:
         super().__init__()
         self.surrounding: LayerContext | None = None
@@ -87,18 +92,18 @@ class HuggingFaceStage(nn.Module):
         layers = model.get_submodule(parts.layers)
         self._is_first = parts.before[0] in units
         self._is_last = (parts.after[-1] if parts.after else f"{parts.layers}.{len(layers) - 1}") in units
-        shell = _shell(model, parts.base)
+        shell: Any = _shell(model, parts.base)
         self._put(shell, parts, layers, units)
         for name, child in shell._modules.items():
             self.add_module(name, child)  # so that parameters carry their names in the model
-        object.__setattr__(self, "_shell", shell)
+        shell.__dict__["_modules"] = self._modules  # one table: who replaces a part replaces it for the forward too
+        object.__setattr__(self, "_shell", shell)  # no submodule: its parts are this module's
         self._open = ExitStack()
         self._running = False
         for place, name in enumerate(self._units, start=first_unit):
             self._key_random_numbers(self.get_submodule(name), place)
-        own = [name for name in self._units if name.startswith(f"{parts.layers}.")]
-        if not self._is_first and own and own[0] == f"{parts.layers}.0":
-            self.get_submodule(own[0]).register_forward_pre_hook(self._enter, with_kwargs=True)
+        if not self._is_first:
+            self.get_submodule(self._units[0]).register_forward_pre_hook(self._enter, with_kwargs=True)
 
     def _put(self, shell: nn.Module, parts: Parts, layers: nn.ModuleList, units: Mapping[str, nn.Module]) -> None:
         """Puts stand-ins into the shell for the parts that this stage does not run."""
@@ -133,7 +138,7 @@ class HuggingFaceStage(nn.Module):
         module.register_forward_hook(leave, always_call=True)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Gives the first layer the hidden states that entered, in place of what comes from blank embeddings."""
+        """Gives the first part of this stage the hidden states that entered, whatever stands before it made."""
         if not self._running:
             return None
         if HIDDEN in kwargs:
@@ -166,10 +171,29 @@ class HuggingFaceStage(nn.Module):
         return output.logits if hasattr(output, "logits") else output[0]
 
 
-def gives_tuple(layer: nn.Module) -> bool:
-    """Returns whether a decoder layer gives a tuple, by the annotation of its forward."""
-    annotation = str(inspect.signature(type(layer).forward).return_annotation).lower()
-    return "tuple" in annotation.split("|")[0]
+_one_parser = threading.Lock()
+"""Python's parser counts its depth for all threads together: two at a time (loopback ranks) may fail."""
+
+
+@cache
+def gives_tuple(layer: Any) -> bool:
+    """Returns whether a kind of layer gives a tuple: whether the last thing its forward returns is made as one.
+
+    Annotations do not tell: many classes promise a tuple and give a tensor.
+    """
+    source = textwrap.dedent(inspect.getsource(inspect.unwrap(layer.forward)))
+    with _one_parser:
+        nodes = list(ast.walk(ast.parse(source)))
+    returns = [node.value for node in nodes if isinstance(node, ast.Return) and node.value is not None]
+    last = max(returns, key=lambda value: value.lineno, default=None)
+    if not isinstance(last, ast.Name):
+        return isinstance(last, ast.Tuple)
+    made = [
+        node.value
+        for node in nodes
+        if isinstance(node, ast.Assign) and any(isinstance(to, ast.Name) and to.id == last.id for to in node.targets)
+    ]
+    return any(isinstance(value, ast.Tuple) for value in made)
 
 
 def _check_call(call: dict[str, Any]) -> None:

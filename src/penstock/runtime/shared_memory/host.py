@@ -8,6 +8,7 @@ import platform
 import secrets
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,14 @@ import torch
 
 from penstock.ir.ops import Channel
 from penstock.runtime.shared_memory import semaphore
-from penstock.runtime.shared_memory.lanes import LEAST_BYTES, Patience, ReceiveLane, SendLane, receive_ring
+from penstock.runtime.shared_memory.lanes import (
+    LEAST_BYTES,
+    ControlChannel,
+    Patience,
+    ReceiveLane,
+    SendLane,
+    receive_ring,
+)
 from penstock.runtime.shared_memory.ring import make_ring
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -65,7 +73,7 @@ class Host:
         self._listener = listener
         self.identity = Identity(machine, address, secrets.token_hex(16), torch.accelerator.is_available())
 
-    def connect(self, source: Identity, channel: Channel) -> socket.socket | None:
+    def connect(self, source: Identity, channel: Channel | ControlChannel) -> socket.socket | None:
         """Returns a connection to the source of `channel`; None where it cannot be reached from here.
 
         It does not wait for the other end to take it: all ranks tell each other first which ones have come about.
@@ -80,14 +88,16 @@ class Host:
             return None
         return connection
 
-    def accept(self, channels: list[Channel], timeout_seconds: float) -> dict[Channel, socket.socket]:
+    def accept(
+        self, channels: Sequence[Channel | ControlChannel], timeout_seconds: float
+    ) -> dict[Channel | ControlChannel, socket.socket]:
         """Returns this rank's ends of `channels`, whose other ends have connected.
 
         Raises:
             OSError: they have not.
         """
         expected = {_greeting(self.identity, channel): channel for channel in channels}
-        found: dict[Channel, socket.socket] = {}
+        found: dict[Channel | ControlChannel, socket.socket] = {}
         while len(found) < len(channels) and self._listener is not None:
             self._listener.settimeout(timeout_seconds)
             connection, _ = self._listener.accept()
@@ -105,12 +115,12 @@ class Host:
             self._listener.close()
 
 
-def shared(ranks: list[Identity], channel: Channel) -> bool:
+def shared(ranks: list[Identity], channel: Channel | ControlChannel) -> bool:
     """Returns whether both ends of `channel` are on one host."""
     return bool(ranks[channel.source].machine) and ranks[channel.source].machine == ranks[channel.target].machine
 
 
-def send_lane(channel: Channel, connection: socket.socket, *, patience: Patience) -> SendLane:
+def send_lane(channel: Channel | ControlChannel, connection: socket.socket, *, patience: Patience) -> SendLane:
     """Returns the end that writes, having made the first ring and handed it over."""
     ring, descriptor = make_ring(LEAST_BYTES)
     try:
@@ -120,7 +130,7 @@ def send_lane(channel: Channel, connection: socket.socket, *, patience: Patience
     return SendLane(channel, ring, connection=connection, peer=channel.target, patience=patience)
 
 
-def receive_lane(channel: Channel, connection: socket.socket, *, patience: Patience) -> ReceiveLane:
+def receive_lane(channel: Channel | ControlChannel, connection: socket.socket, *, patience: Patience) -> ReceiveLane:
     """Returns the end that reads, having waited for the first ring.
 
     Raises:
@@ -137,5 +147,5 @@ def _machine() -> str:
     return f"{_BOOT.read_text().strip()} {platform.node()}"
 
 
-def _greeting(source: Identity, channel: Channel) -> bytes:
+def _greeting(source: Identity, channel: Channel | ControlChannel) -> bytes:
     return hashlib.blake2b(f"{source.secret} {channel}".encode(), digest_size=32).digest()

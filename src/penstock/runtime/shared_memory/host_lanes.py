@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import permutations
+
+import torch
 
 from penstock.errors import RankFailedError
 from penstock.ir.ops import Channel
 from penstock.runtime.shared_memory.host import Host, Identity, receive_lane, send_lane, shared
-from penstock.runtime.shared_memory.lanes import Patience, ReceiveLane, SendLane
+from penstock.runtime.shared_memory.lanes import ControlChannel, Patience, ReceiveLane, SendLane
 from penstock.runtime.transport import Transport, gather_json
 
 
@@ -21,11 +24,13 @@ class HostLanes:
     Attributes:
         sending: the lanes that begin here.
         receiving: the lanes that end here.
+        everyone: whether all ranks are on this host, so that what all of them say to each other passes here too.
     """
 
     def __init__(self, patience: Patience, *, enabled: bool) -> None:
-        self.sending: dict[Channel, SendLane] = {}
-        self.receiving: dict[Channel, ReceiveLane] = {}
+        self.sending: dict[Channel | ControlChannel, SendLane] = {}
+        self.receiving: dict[Channel | ControlChannel, ReceiveLane] = {}
+        self.everyone = False
         self._patience = patience
         self._host = Host(enabled=enabled)
         self._ranks: list[Identity] = []
@@ -39,15 +44,24 @@ class HostLanes:
         Raises:
             RankFailedError: a rank went in the middle of it.
         """
+        pairs: list[ControlChannel] = []
         if not self._ranks:
             self._ranks = [Identity(*row) for row in gather_json(transport, self._host.identity)]
-        local = [channel for channel in channels if shared(self._ranks, channel)]
-        if not local:
-            return
+            pairs = [ControlChannel(*pair) for pair in permutations(range(transport.num_ranks), 2)]
+        wanted: list[Channel | ControlChannel] = [*channels, *pairs]
+        local = [channel for channel in wanted if shared(self._ranks, channel)]
+        if local:
+            connected = self._connect(local, transport)
+            self.everyone = self.everyone or (bool(pairs) and connected.issuperset(pairs))
+
+    def _connect(
+        self, local: Sequence[Channel | ControlChannel], transport: Transport
+    ) -> frozenset[Channel | ControlChannel]:
+        """Returns which of `local` have come about, the same on every rank."""
         ends = [channel for channel in local if channel.target == transport.rank]
         connections = {channel: self._host.connect(self._ranks[channel.source], channel) for channel in ends}
         rows = gather_json(transport, [index for index, channel in enumerate(local) if connections.get(channel)])
-        connected = [local[index] for row in rows for index in row]
+        connected = [local[index] for row in sorted(rows) for index in row]
         peer = transport.rank
         try:
             begin_here = [channel for channel in connected if channel.source == transport.rank]
@@ -60,6 +74,29 @@ class HostLanes:
         except OSError as error:
             reason = f"a channel through shared memory did not come about: {error}"
             raise RankFailedError(self._patience.watch.diagnose(reason, peer=peer)) from None
+        return frozenset(connected)
+
+    def gather(self, row: torch.Tensor, rank: int) -> torch.Tensor:
+        """Returns the rows of all ranks, stacked; `everyone` holds and every rank calls it."""
+        row = row.contiguous()
+        out = row.new_empty((len(self._ranks), *row.shape))
+        out[rank] = row
+        others = [other for other in range(len(self._ranks)) if other != rank]
+        sent = [self.sending[ControlChannel(rank, other)].send(row) for other in others]
+        for other in others:
+            self.receiving[ControlChannel(other, rank)].recv(out[other]).wait()
+        for message in sent:
+            message.wait()
+        return out
+
+    def broadcast(self, tensor: torch.Tensor, rank: int, *, source: int) -> None:
+        """Overwrites `tensor` by that of rank `source`; `everyone` holds and every rank calls it."""
+        if rank != source:
+            self.receiving[ControlChannel(source, rank)].recv(tensor).wait()
+            return
+        others = [other for other in range(len(self._ranks)) if other != rank]
+        for message in [self.sending[ControlChannel(rank, other)].send(tensor) for other in others]:
+            message.wait()
 
     def carries_all(self, channel: Channel) -> bool:
         """Returns whether no tensor of `channel` needs another way, as none does without an accelerator."""

@@ -1,7 +1,7 @@
 """The two ends of a channel through a ring: order, waiting, and rings that grow with what is sent.
 
-A send copies into the ring where there is room and is done; else it is done later, whenever this rank waits for anything. A
-ring holds several of the largest messages, up to a bound; a message beyond the bound passes in pieces.
+A send copies into the ring where there is room and is done; else it is done later, whenever this rank waits for
+anything. A ring holds several of the largest messages, up to a bound; a message beyond the bound passes in pieces.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import socket
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -37,6 +38,16 @@ _LOOK_SECONDS = 0.1
 
 _PUSH_SECONDS = 5e-4
 """How often one that sleeps tries to go on with sends that found no room."""
+
+
+class ControlChannel(NamedTuple):
+    """A directed pair of ranks and what all ranks say to each other, beside the program's channels."""
+
+    source: int
+    target: int
+
+    def __str__(self) -> str:
+        return f"{self.source}→{self.target} control"
 
 
 @dataclass
@@ -98,7 +109,7 @@ class _Lane:
     """What both ends have: a ring, and the connection over which rings come and by whose end a death is seen."""
 
     def __init__(
-        self, channel: Channel, ring: Ring, *, connection: socket.socket, peer: int, patience: Patience
+        self, channel: Channel | ControlChannel, ring: Ring, *, connection: socket.socket, peer: int, patience: Patience
     ) -> None:
         self.channel, self.peer = channel, peer
         self._ring, self._connection, self._patience = ring, connection, patience
@@ -140,7 +151,7 @@ class SendLane(_Lane):
     """The end that writes; see `Host` for how it is made."""
 
     def __init__(
-        self, channel: Channel, ring: Ring, *, connection: socket.socket, peer: int, patience: Patience
+        self, channel: Channel | ControlChannel, ring: Ring, *, connection: socket.socket, peer: int, patience: Patience
     ) -> None:
         super().__init__(channel, ring, connection=connection, peer=peer, patience=patience)
         self._queue: deque[_Message] = deque()
@@ -221,7 +232,7 @@ class ReceiveLane(_Lane):
     """The end that reads."""
 
     def __init__(
-        self, channel: Channel, ring: Ring, *, connection: socket.socket, peer: int, patience: Patience
+        self, channel: Channel | ControlChannel, ring: Ring, *, connection: socket.socket, peer: int, patience: Patience
     ) -> None:
         super().__init__(channel, ring, connection=connection, peer=peer, patience=patience)
         self._queue: deque[_Message] = deque()
@@ -295,5 +306,5 @@ def _wanted(length: int) -> int:
 
 
 def _piece(length: int, capacity: int) -> int:
-    """Returns the length of a frame of a message of `length` bytes: all of it, or where that is too much a quarter ring."""
+    """Returns the length of a frame of a message of `length` bytes: all of it, or of one too large a quarter ring."""
     return length if length <= capacity else capacity // 4

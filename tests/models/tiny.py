@@ -1,0 +1,71 @@
+"""Tiny models of every causal class of transformers, from their own configurations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+VOCABULARY, LENGTH, LAYERS = 64, 12, 4
+
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32, "d_model": 32, "n_embd": 32, "embed_dim": 32, "word_embed_proj_dim": 32, "dim": 32,
+    "intermediate_size": 48, "ffn_dim": 48, "n_inner": 48, "ffn_hidden_size": 48, "d_ff": 48,
+    "dense_intermediate_size": 48,
+    "num_hidden_layers": LAYERS, "n_layer": LAYERS, "n_layers": LAYERS, "num_layers": LAYERS,
+    "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "rotary_dim": 4, "max_position_embeddings": 64, "n_positions": 64, "max_seq_len": 64,
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4,
+    "num_experts_per_tok": 2, "moe_topk": 2, "moe_k": 2,
+    "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+    "n_group": 1, "topk_group": 1, "num_expert_group": 1,
+    "q_lora_rank": 16, "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "qk_head_dim": 16,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "sliding_window": 6, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "state_size": 8, "expand": 2, "n_groups": 1, "chunk_size": 4, "mamba_d_state": 8,
+    "mamba_n_heads": 8, "mamba_d_head": 8,
+    "time_step_rank": 4, "mamba_expand": 2, "mamba_dt_rank": 4,
+    "attention_dropout": 0.0, "hidden_dropout": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+    "dropout": 0.0, "attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, "activation_dropout": 0.0,
+    "layerdrop": 0.0, "residual_dropout": 0.0, "embedding_dropout": 0.0, "emb_dropout": 0.0, "embed_dropout": 0.0,
+}  # fmt: skip
+"""Field of a configuration -> its small value, wherever a class has the field."""
+
+NEEDS: dict[str, dict[str, Any]] = {}
+"""Model type -> what it needs beyond the general rule."""
+
+
+def model_types(*, planned: bool) -> list[str]:
+    """Returns the model types of causal language models that declare a pipeline plan, or those that do not."""
+    return [
+        name
+        for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        if bool(getattr(CONFIG_MAPPING[name], "base_model_pp_plan", None)) == planned
+    ]
+
+
+def tiny(model_type: str, *, dtype: torch.dtype = torch.float64) -> Any:
+    """Returns a tiny model of this type with random weights."""
+    kind = CONFIG_MAPPING[model_type]
+    plain = kind()
+    names = set(plain.to_dict()) | set(getattr(kind, "attribute_map", {}))
+    fields = {name: value for name, value in SMALL.items() if name in names and getattr(plain, name, None) is not None}
+    types = getattr(plain, "layer_types", None)
+    if types:
+        fields["layer_types"] = (list(dict.fromkeys(types)) * LAYERS)[:LAYERS]
+    for name in ("mlp_layer_types", "layers_block_type"):
+        if getattr(plain, name, None):
+            fields[name] = (list(dict.fromkeys(getattr(plain, name))) * LAYERS)[:LAYERS]
+    if "kv_lora_rank" in fields and "num_key_value_heads" in fields:
+        fields["num_key_value_heads"] = fields["num_attention_heads"]  # multi-head latent attention has no groups
+    config = kind(**(fields | NEEDS.get(model_type, {})))
+    config.use_cache = False
+    torch.manual_seed(0)
+    experts = {"experts_implementation": "eager"}  # the only one that computes in fp64
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", **experts)
+    return model.to(dtype).train()
