@@ -1,6 +1,7 @@
 # Everything is reached from here, on a machine that has Python 3.11 or later and nothing else:
 #   make train        train a small model through a pipeline
 #   make test         run the tests
+#   make pictures     draw the pictures of the docs anew
 # The environment is made in .venv on first use, and again only when pyproject.toml or constraints.txt
 # has changed. Arguments: make train ARGS="--help", make test ARGS="tests/test_ir.py -k placement".
 
@@ -16,7 +17,7 @@ READY_TO_RUN := $(VENV)/.ready-to-run
 READY_TO_CHECK := $(VENV)/.ready-to-check
 
 .DEFAULT_GOAL := help
-.PHONY: help train test docs setup lint types imports format clean FORCE
+.PHONY: help train test docs pictures setup lint types imports format clean FORCE
 .NOTPARALLEL:
 
 help:  ## this list
@@ -30,6 +31,9 @@ test: $(READY_TO_RUN)  ## run the tests; pytest's options in ARGS
 
 docs: $(READY_TO_RUN)  ## run every snippet of README.md and docs/
 	@$(BIN)/python -m pytest -n $(WORKERS) tests/test_docs.py $(ARGS)
+
+pictures: $(READY_TO_RUN)  ## draw the pictures of README.md and docs/ anew; names in ARGS
+	@$(BIN)/python docs/draw.py $(ARGS)
 
 setup: $(READY_TO_CHECK)  ## make the environment with every tool in it
 

@@ -1,7 +1,7 @@
 """Draws the pictures of README.md and docs/ anew, each by the command that the page shows.
 
-    .venv/bin/python docs/draw.py              all of them
-    .venv/bin/python docs/draw.py zb_v wave    these only
+    make pictures                      all of them
+    make pictures ARGS="zb_v wave"     these only
 
 What `penstock` draws is kept in 32 colours, a third of the bytes; equal pictures are equal files.
 """

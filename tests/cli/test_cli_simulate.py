@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from penstock.cli.main import main
+from penstock.cluster import Cluster
 from penstock.costs import StageCosts
 from penstock.notation.timelines import Recording, load_recording
-from penstock.schedules import one_f_one_b
+from penstock.schedules import one_f_one_b, zb_auto
 from penstock.simulator import simulate
 
 Captured = pytest.CaptureFixture[str]
@@ -79,3 +80,25 @@ def test_mistakes_are_one_line(
     error = capsys.readouterr().err
     assert error.startswith(f"penstock: {message}")
     assert error.count("\n") == 1
+
+
+def test_a_picture_of_a_foreign_format_is_refused_before_anything_is_printed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for command in ("simulate gpipe", "show gpipe", "compare -p 2 -m 2"):
+        assert main([*command.split(), "--png", "x.doc"]) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert 'cannot draw "x.doc"; use a suffix of .png, .svg, .pdf' in err
+
+
+def test_a_schedule_that_depends_on_costs_is_found_for_those_on_the_command_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    costs = StageCosts(1, 1.1, 0.7)
+    cluster = Cluster.uniform(4, latency_seconds=0.3)
+    expected = simulate(zb_auto(4, 8, costs=costs, cluster=cluster), costs, cluster)
+    arguments = "simulate zb_auto -p 4 -m 8 --forward 1 --input-grad 1.1 --weight-grad 0.7 --transfer 0.3"
+    assert main(arguments.split()) == 0
+    assert f"bubble_fraction  {expected.bubble_fraction:.6g}" in capsys.readouterr().out
+    assert expected.makespan != simulate(zb_auto(4, 8), costs, cluster).makespan

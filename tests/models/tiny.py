@@ -36,7 +36,23 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 """Field of a configuration -> its small value, wherever a class has the field."""
 
-NEEDS: dict[str, dict[str, Any]] = {}
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+NEEDS: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "kimi_linear": {"linear_num_heads": 2, "linear_head_dim": 8, "num_experts_per_token": 2},
+    "ministral": {"head_dim": 8},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 0,
+        "activation_sparsity_pattern": [0.0] * LAYERS,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 4,
+    },
+    "gemma4_text": {"per_layer_config": {}, "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8},
+    "gemma4_unified_text": {"per_layer_config": {}, "vocab_size_per_layer_input": VOCABULARY},
+}
 """Model type -> what it needs beyond the general rule."""
 
 
@@ -49,12 +65,19 @@ def model_types(*, planned: bool) -> list[str]:
     ]
 
 
+def _is_set(config: Any, name: str) -> bool:
+    try:
+        return getattr(config, name, None) is not None
+    except AttributeError:  # one that differs between layers
+        return True
+
+
 def tiny(model_type: str, *, dtype: torch.dtype = torch.float64) -> Any:
     """Returns a tiny model of this type with random weights."""
     kind = CONFIG_MAPPING[model_type]
     plain = kind()
     names = set(plain.to_dict()) | set(getattr(kind, "attribute_map", {}))
-    fields = {name: value for name, value in SMALL.items() if name in names and getattr(plain, name, None) is not None}
+    fields = {name: value for name, value in SMALL.items() if name in names and _is_set(plain, name)}
     types = getattr(plain, "layer_types", None)
     if types:
         fields["layer_types"] = (list(dict.fromkeys(types)) * LAYERS)[:LAYERS]

@@ -85,7 +85,7 @@ def test_whole_numbers_stay_whole() -> None:
         (
             "penstock.timeline",
             "penstock.schedule",
-            'format "penstock.schedule"; expected "penstock.timeline"',
+            'format "penstock.schedule"; a timeline says "penstock.timeline"',
         ),
         ('"version": 1', '"version": 2', "has version 2; this penstock reads version 1"),
         ('"version": 1', '"version": "one"', "version"),

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.strategies import schedule_or_reject
 
-from penstock import StageCosts, one_f_one_b, simulate, verify
+from penstock import Cluster, StageCosts, one_f_one_b, simulate, verify, zb_auto
 from penstock.errors import ScheduleError
-from penstock.schedules import ALIASES, SCHEDULES, named_schedule
+from penstock.schedules import ALIASES, SCHEDULES, Given, named_schedule
 from penstock.schedules.registry import canonical_name
 
 
@@ -47,3 +47,22 @@ def test_a_name_like_none_is_answered_with_all_of_them() -> None:
     with pytest.raises(ScheduleError) as refused:
         canonical_name("xyzzy")
     assert str(refused.value) == f'unknown schedule "xyzzy". Known: {", ".join(sorted(SCHEDULES))}'
+
+
+UNEVEN = StageCosts((1, 1, 1, 3), (1, 1, 1, 3), (1, 1, 1, 3))
+
+
+def test_an_order_that_depends_on_costs_is_found_for_those_given() -> None:
+    cluster = Cluster.uniform(4, latency_seconds=0.5)
+    fitted = named_schedule("zb_auto", num_ranks=4, num_microbatches=8, given=Given(UNEVEN, cluster))
+    assert fitted == zb_auto(4, 8, costs=UNEVEN, cluster=cluster)
+    assert fitted != named_schedule("zb_auto", num_ranks=4, num_microbatches=8)
+    roomy = named_schedule("zb_auto", num_ranks=4, num_microbatches=8, given=Given(memory_limit=8))
+    assert max(verify(roomy).peak_activations) > 4
+
+
+def test_a_fixed_order_heeds_no_costs_and_refuses_a_memory_limit() -> None:
+    sizes = {"num_ranks": 4, "num_microbatches": 8}
+    assert named_schedule("gpipe", **sizes, given=Given(UNEVEN)) == named_schedule("gpipe", **sizes)
+    with pytest.raises(ScheduleError, match="gpipe: its order is fixed.*zb_auto, zb_v_greedy do"):
+        named_schedule("gpipe", **sizes, given=Given(memory_limit=2))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 
@@ -23,6 +24,7 @@ from penstock.runtime.transport import Pending, Transport
 SpecKey = tuple[int, int, int]
 """(stage whose output it is, microbatch, replica)."""
 
+_carried = lru_cache(maxsize=1 << 16)(carried)
 _MAX_SIGNATURES = 256
 _MOST_SENDING = 2
 """Messages of one channel under way at once: one that travels and one behind it."""
@@ -49,6 +51,7 @@ class _Signature:
 
     learned: bool = False
     specs: dict[SpecKey, BoundarySpec] = field(default_factory=dict)
+    received: dict[Value, list[TensorSpec]] = field(default_factory=dict)
 
 
 class Links:
@@ -104,7 +107,7 @@ class Links:
                 f"the output of stage {value.stage} on microbatch {value.microbatch} changed from {known} to "
                 f"{boundary.spec} although the inputs kept their shapes; make it depend on the inputs' shapes only"
             )
-        self._outgoing[value] = tuple(tensor.detach() for tensor in boundary.tensors)
+        self._outgoing[value] = tuple([tensor.detach() for tensor in boundary.tensors])
 
     def offer_grads(self, value: Value, grads: list[torch.Tensor]) -> None:
         """Takes the input gradients that a later SEND_B carries away."""
@@ -117,7 +120,7 @@ class Links:
         deadlock, because the program is proven with sends that block where they stand. While shapes are learned,
         receives are posted later than the program says, and nothing waits.
         """
-        value, channel = carried(transfer), transfer.channel
+        value, channel = _carried(transfer), transfer.channel
         tensors = [self.apart(tensor.contiguous()) for tensor in self._outgoing.pop(value)]
         sending = self._sending[channel]
         if self._known.learned:
@@ -140,11 +143,12 @@ class Links:
         if not self._known.learned:
             self._unread[transfer.channel].append(transfer)
             return
-        value = carried(transfer)
-        buffers = [
-            self._buffer(transfer.channel, slot, index, spec) for index, spec in enumerate(self._specs(transfer))
-        ]
-        pending = [self._transport.recv(transfer.channel, buffer) for buffer in buffers]
+        value, channel = _carried(transfer), transfer.channel
+        specs = self._known.received.get(value)
+        if specs is None:
+            specs = self._known.received[value] = self._specs(transfer)
+        buffers = [self._buffer(channel, slot, index, spec) for index, spec in enumerate(specs)]
+        pending = [self._transport.recv(channel, buffer) for buffer in buffers]
         self._posted[value] = (pending, buffers)
 
     def take(self, value: Value, channel: Channel) -> list[torch.Tensor]:
@@ -158,7 +162,7 @@ class Links:
                 transfer = self._unread[channel].popleft()
                 self._read[carried(transfer)] = self._read_message(transfer)
             buffers = self._read.pop(value)
-        if value.kind == ValueKind.INPUT_GRAD and buffers:
+        if value.kind == ValueKind.INPUT_GRAD and buffers and any(self._sending.values()):
             self._left(Value(ValueKind.OUTPUT, value.stage - 1, value.microbatch, value.replica), channel)
         return buffers
 

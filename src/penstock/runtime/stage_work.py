@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, _engine_run_backward, get_gradient_edge
 
 from penstock.errors import BatchError
 from penstock.models import Stage
@@ -19,16 +18,14 @@ from penstock.runtime.split_backward.tape import Entry
 LossFunction = Callable[[Any, Any], torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Boundary:
+class Boundary(NamedTuple):
     """A value between two stages: its spec and its tensors."""
 
     spec: BoundarySpec
     tensors: tuple[torch.Tensor, ...]
 
 
-@dataclass(frozen=True)
-class _InFlight:
+class _InFlight(NamedTuple):
     """What a forward leaves for its backward: where gradients come out and where they go in.
 
     Only the edges of the autograd graph are kept, not the output: its memory is free once it is sent.
@@ -91,8 +88,8 @@ class StageWork:
 
     def keep(self, microbatch: int, leaves: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> None:
         """Keeps what the backward of `microbatch` needs."""
-        edges = tuple(get_gradient_edge(output) for output in outputs if output.requires_grad)
-        self._in_flight[microbatch] = _InFlight(tuple(leaf for leaf in leaves if leaf.requires_grad), edges)
+        edges = tuple([get_gradient_edge(output) for output in outputs if output.requires_grad])
+        self._in_flight[microbatch] = _InFlight(tuple([leaf for leaf in leaves if leaf.requires_grad]), edges)
 
     def backward(self, microbatch: int, grads: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Runs the full backward; returns the gradients of the inputs that need one, in order.
@@ -103,7 +100,7 @@ class StageWork:
         """
         kept = self._in_flight.pop(microbatch)
         if kept.edges:
-            torch.autograd.backward(kept.edges, list(grads))
+            _run_backward(kept.edges, tuple(grads))
         return [_take_grad(leaf) for leaf in kept.inputs]
 
     def input_grads(self, microbatch: int, grads: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -167,6 +164,14 @@ def boundary_of(output: Any) -> Boundary:
     """Returns a stage's output as a boundary; its tensors still belong to the autograd graph."""
     spec, tensors = flatten(output)
     return Boundary(spec, tuple(tensors))
+
+
+def _run_backward(edges: tuple[GradientEdge, ...], grads: tuple[torch.Tensor, ...]) -> None:
+    """Does what torch.autograd.backward does behind its checks of the gradients, which take as long as a small stage.
+
+    What they check holds: every root has its gradient, and both ends of a boundary know its shapes.
+    """
+    _engine_run_backward(edges, grads, False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
 def _take_grad(leaf: torch.Tensor) -> torch.Tensor:

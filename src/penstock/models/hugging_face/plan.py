@@ -27,12 +27,22 @@ class Parts:
     after: tuple[str, ...]
 
 
+CANNOT = {
+    "glm_moe_dsa": "its layers hand the chosen keys on to later layers beside the hidden states",
+    "hrm_text": "it runs two stacks of layers several times in turn",
+}
+"""Model type -> the feature for which a model cannot be cut, where its structure does not show it."""
+
+
 def parts_of(model: Any) -> Parts:
     """Returns the parts of a Hugging Face model.
 
     Raises:
         ModelError: a part that the plan does not name, or no list of layers.
     """
+    reason = CANNOT.get(getattr(model.config, "model_type", ""))
+    if reason:
+        raise ModelError(f"{type(model).__name__} cannot be cut into stages: {reason}")
     base_name = getattr(model, "base_model_prefix", "")
     base = getattr(model, base_name, None) if base_name else None
     if not isinstance(base, nn.Module):
@@ -65,9 +75,14 @@ def _by_plan(names: list[str], base: nn.Module) -> tuple[list[str], str, list[st
     declared = [name for name, _ in base.named_children()]
     others = [name for name, child in base.named_children() if name not in names and _has_state(child)]
     early = [name for name in others if declared.index(name) < declared.index(layers)]
+    if early:
+        raise ModelError(
+            f"{type(base).__name__} computes with {', '.join(early)} before its layers, beside the embedding its plan "
+            "names; what layers of later stages read of it would have to travel"
+        )
     before = [name for name in names[:at] if name in declared]
     after = [name for name in names[at + 1 :] if name in declared]
-    return [*before, *early], layers, [*(name for name in others if name not in early), *after]
+    return before, layers, [*others, *after]
 
 
 def _by_structure(base: nn.Module) -> tuple[list[str], str, list[str]]:

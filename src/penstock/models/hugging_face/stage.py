@@ -44,7 +44,8 @@ class _Pass(nn.Module):
     def __init__(self, entering: list[Tensor], like: Any) -> None:
         super().__init__()
         self._entering = entering
-        self._gives_tuple = gives_tuple(type(like))
+        kind: Any = type(like)
+        self._gives_tuple = gives_tuple(kind)
         for name, value in vars(like).items():
             if name not in self.__dict__ and not name.startswith("_"):
                 setattr(self, name, value)  # attention_type, layer_idx, …: the model's forward may look at them

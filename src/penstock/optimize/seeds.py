@@ -1,0 +1,64 @@
+"""Where a search starts: every named schedule of the same stages that fits the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from penstock.errors import ScheduleError
+from penstock.ir.placement import Placement
+from penstock.ir.schedule import Schedule, WeightRule
+from penstock.optimize.problem import Problem
+from penstock.schedules import SCHEDULES, Sizes, zb_auto, zb_v_greedy
+
+SLOW = ("zb_auto", "zb_v_greedy", "v_min", "v_half", "v_zb")
+"""Families that search themselves: seconds for ten thousand ops."""
+
+
+def named_schedules(problem: Problem, *, slow: bool) -> Iterator[tuple[str, Schedule]]:
+    """Yields name and schedule of those that are defined at these sizes, flush, and keep within the memory limit.
+
+    Left out: other placements, several replicas (they hold copies of the weights), and offloaded activations (what
+    they save on one rank lies on another).
+
+    Args:
+        problem: sizes, placement and memory.
+        slow: whether to yield the families that search themselves; else the others.
+    """
+    chunks = problem.placement.num_chunks
+    sizes = Sizes(problem.num_ranks, problem.num_microbatches, chunks)
+    generators = {
+        name: partial(family.generate, sizes)
+        for name, family in SCHEDULES.items()
+        if (name in SLOW) == slow and (family.num_chunks == chunks or (family.any_chunks and chunks > 1))
+    }
+    if slow and problem.splits:
+        # The registry's own are made for stages that cost the same, whatever they cost here.
+        for generate in (zb_auto, zb_v_greedy):
+            if generate.__name__ in generators:
+                generators[f"{generate.__name__} (these costs)"] = partial(
+                    generate,
+                    problem.num_ranks,
+                    problem.num_microbatches,
+                    costs=problem.costs,
+                    cluster=problem.cluster,
+                    memory_limit=tuple(problem.limit.tolist()),
+                )
+    for name, generate in generators.items():
+        try:
+            schedule = generate()
+        except ScheduleError:  # not defined at these sizes
+            continue
+        comparable = schedule.weight_rule is WeightRule.FLUSH and not schedule.keepers
+        if comparable and schedule.placement == problem.placement and problem.fits(schedule):
+            yield name, schedule
+
+
+def placements(num_ranks: int, num_chunks: int) -> dict[str, Placement]:
+    """Returns the placements of p·v stages that named schedules use, by name, each once."""
+    found = {"looped": Placement.looped(num_ranks, num_chunks)}
+    if num_chunks % 2 == 0:
+        found["v" if num_chunks == 2 else "wave"] = Placement.wave(num_ranks, num_chunks // 2)
+    if len(set(found.values())) < len(found):  # one rank: all are the same
+        return {"looped": found["looped"]}
+    return found
