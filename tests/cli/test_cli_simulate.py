@@ -95,10 +95,10 @@ def test_a_picture_of_a_foreign_format_is_refused_before_anything_is_printed(
 def test_a_schedule_that_depends_on_costs_is_found_for_those_on_the_command_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    costs = StageCosts(1, 1.1, 0.7)
-    cluster = Cluster.uniform(4, latency_seconds=0.3)
+    costs = StageCosts(1, 3, 2)
+    cluster = Cluster.uniform(4, latency_seconds=0.2)
     expected = simulate(zb_auto(4, 8, costs=costs, cluster=cluster), costs, cluster)
-    arguments = "simulate zb_auto -p 4 -m 8 --forward 1 --input-grad 1.1 --weight-grad 0.7 --transfer 0.3"
+    arguments = "simulate zb_auto -p 4 -m 8 --forward 1 --input-grad 3 --weight-grad 2 --transfer 0.2"
     assert main(arguments.split()) == 0
     assert f"bubble_fraction  {expected.bubble_fraction:.6g}" in capsys.readouterr().out
     assert expected.makespan != simulate(zb_auto(4, 8), costs, cluster).makespan

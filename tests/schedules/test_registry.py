@@ -64,5 +64,5 @@ def test_an_order_that_depends_on_costs_is_found_for_those_given() -> None:
 def test_a_fixed_order_heeds_no_costs_and_refuses_a_memory_limit() -> None:
     sizes = {"num_ranks": 4, "num_microbatches": 8}
     assert named_schedule("gpipe", **sizes, given=Given(UNEVEN)) == named_schedule("gpipe", **sizes)
-    with pytest.raises(ScheduleError, match="gpipe: its order is fixed.*zb_auto, zb_v_greedy do"):
+    with pytest.raises(ScheduleError, match=r"gpipe: its order is fixed.*zb_auto, zb_v_greedy do"):
         named_schedule("gpipe", **sizes, given=Given(memory_limit=2))

@@ -12,7 +12,8 @@ from penstock.ir.ops import Op, OpKind
 from penstock.schedules import one_f_one_b
 from penstock.simulator import simulate
 from penstock.timeline import Span, Timeline, Wait
-from penstock.view.tables import bubble_table, rank_table
+from penstock.view.comparison import compare
+from penstock.view.tables import bubble_table, comparison_table, rank_table
 
 # Two ranks, one microbatch, in milliseconds:
 #   rank 0: 1 host, F 10, then nothing until the end at 40
@@ -83,3 +84,14 @@ def test_the_rank_table_tells_compute_bubble_and_peak() -> None:
     text = plain(rank_table(simulate(one_f_one_b(4, 8), StageCosts())))
     assert row(text, "0") == ["24", "9", "27.3%", "4"]
     assert row(text, "3") == ["24", "9", "27.3%", "1"]
+
+
+@pytest.mark.parametrize("columns", [30, 40, 60, 80])
+def test_a_comparison_on_a_narrow_terminal_leaves_columns_out_and_cuts_no_number(columns: int) -> None:
+    rows = compare(4, 8, names=["gpipe", "interleaved_1f1b"]).rows
+    console = Console(width=columns, record=True, file=io.StringIO())
+    console.print(comparison_table(rows, columns))
+    text = console.export_text()
+    assert "…" not in text
+    assert "15.8%" in text
+    assert ("messages" in text) == (columns == 80)

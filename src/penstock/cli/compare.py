@@ -51,7 +51,7 @@ def run(argv: list[str]) -> int:
     )
     console = Console()
     if comparison.rows:
-        console.print(comparison_table(comparison.rows))
+        console.print(comparison_table(comparison.rows, console.width))
     _say_undefined(console, comparison)
     for path in pictures:
         from penstock.view.scatter import draw_comparison

@@ -76,8 +76,13 @@ deferred  activations kept on for W alone, worst rank
 copies    weights held: replicas × versions"""
 
 
-def comparison_table(rows: Sequence[Row]) -> Table:
-    """Returns the rows of a comparison in their order. Within 80 columns."""
+def comparison_table(rows: Sequence[Row], columns: int = 80) -> Table:
+    """Returns the rows of a comparison in their order.
+
+    Args:
+        rows: what to tabulate.
+        columns: of the terminal; below 76 the columns that matter least are left out, so that no number is cut.
+    """
     unit = time_unit(max((row.makespan for row in rows), default=0))
     table = Table(
         caption=_COMPARISON_CAPTION,
@@ -88,20 +93,31 @@ def comparison_table(rows: Sequence[Row]) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("schedule", no_wrap=True)
-    headings = ("v", "bubble", f"makespan ({unit.name})", f"span ({unit.name})", "peak", "deferred", "copies")
-    for heading in (*headings, "messages"):
-        table.add_column(heading.replace(" ", "\n"), justify="right", style="bold" if heading == "bubble" else None)
-    for row in rows:
-        table.add_row(
-            row.name,
-            str(row.num_chunks),
-            f"{float(row.bubble_fraction):.1%}",
-            unit.number(row.makespan),
-            unit.number(row.per_rank_span),
-            *(f"{float(number):.4g}" for number in (row.peak_activations, row.peak_deferred, row.weight_copies)),
-            str(row.messages),
-        )
+    cells = {
+        "v": [str(row.num_chunks) for row in rows],
+        "bubble": [f"{float(row.bubble_fraction):.1%}" for row in rows],
+        f"makespan\n({unit.name})": [unit.number(row.makespan) for row in rows],
+        f"span\n({unit.name})": [unit.number(row.per_rank_span) for row in rows],
+        "peak": [f"{float(row.peak_activations):.4g}" for row in rows],
+        "deferred": [f"{float(row.peak_deferred):.4g}" for row in rows],
+        "copies": [f"{float(row.weight_copies):.4g}" for row in rows],
+        "messages": [str(row.messages) for row in rows],
+    }
+    widths = {heading: max(map(len, [*heading.split("\n"), *column])) for heading, column in cells.items()}
+    room = columns - max((len(row.name) for row in rows), default=8) - 2
+    for heading in _DISPENSABLE:
+        if sum(widths.values()) + 2 * len(widths) > room:
+            widths = {kept: width for kept, width in widths.items() if kept.split("\n")[0] != heading}
+    for heading in widths:
+        style = "bold" if heading == "bubble" else None
+        table.add_column(heading, justify="right", style=style, no_wrap=True)
+    for number, row in enumerate(rows):
+        table.add_row(row.name, *(cells[heading][number] for heading in widths))
     return table
+
+
+_DISPENSABLE = ("messages", "deferred", "copies", "v", "span", "makespan")
+"""What a narrow terminal leaves out of a comparison, the first first."""
 
 
 def rank_table(timeline: Timeline) -> Table:

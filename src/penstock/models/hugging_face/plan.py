@@ -28,10 +28,16 @@ class Parts:
 
 
 CANNOT = {
+    "gemma3n_text": "every layer reads inputs of its own that are computed beside the embedding",
+    "gemma4_text": "every layer reads inputs of its own that are computed beside the embedding",
     "glm_moe_dsa": "its layers hand the chosen keys on to later layers beside the hidden states",
     "hrm_text": "it runs two stacks of layers several times in turn",
+    "hy_v4": "its layers hand the chosen keys on to later layers beside the hidden states",
 }
 """Model type -> the feature for which a model cannot be cut, where its structure does not show it."""
+
+BEFORE_NORM = {"deepseek_v4": ("hc_head",)}
+"""Model type -> parts that its plan leaves out: they run after the layers and before the norm."""
 
 
 def parts_of(model: Any) -> Parts:
@@ -40,7 +46,8 @@ def parts_of(model: Any) -> Parts:
     Raises:
         ModelError: a part that the plan does not name, or no list of layers.
     """
-    reason = CANNOT.get(getattr(model.config, "model_type", ""))
+    kind = getattr(model.config, "model_type", "")
+    reason = CANNOT.get(kind)
     if reason:
         raise ModelError(f"{type(model).__name__} cannot be cut into stages: {reason}")
     base_name = getattr(model, "base_model_prefix", "")
@@ -50,6 +57,7 @@ def parts_of(model: Any) -> Parts:
     prefix = f"{base_name}." if base_name else ""
     plan = getattr(base, "_pp_plan", None) or getattr(model.config, "base_model_pp_plan", None)
     before, layers, after = _by_plan(list(plan), base) if plan else _by_structure(base)
+    after = [*BEFORE_NORM.get(kind, ()), *after]
     head = tuple(
         name for name, child in model.named_children() if base_name and name != base_name and _has_state(child)
     )
@@ -64,25 +72,15 @@ def parts_of(model: Any) -> Parts:
 
 
 def _by_plan(names: list[str], base: nn.Module) -> tuple[list[str], str, list[str]]:
-    """Returns the parts that the plan names; others that hold parameters go where the model declares them."""
+    """Returns the parts that the plan names, in its order."""
     lists = [name for name in names if isinstance(getattr(base, name, None), nn.ModuleList)]
     if len(lists) != 1:
         raise ModelError(
             f"{type(base).__name__} plans {', '.join(names)}, of which {len(lists)} are lists of layers; one is needed"
         )
-    layers = lists[0]
-    at = names.index(layers)
+    at = names.index(lists[0])
     declared = [name for name, _ in base.named_children()]
-    others = [name for name, child in base.named_children() if name not in names and _has_state(child)]
-    early = [name for name in others if declared.index(name) < declared.index(layers)]
-    if early:
-        raise ModelError(
-            f"{type(base).__name__} computes with {', '.join(early)} before its layers, beside the embedding its plan "
-            "names; what layers of later stages read of it would have to travel"
-        )
-    before = [name for name in names[:at] if name in declared]
-    after = [name for name in names[at + 1 :] if name in declared]
-    return before, layers, [*others, *after]
+    return [name for name in names[:at] if name in declared], lists[0], [n for n in names[at + 1 :] if n in declared]
 
 
 def _by_structure(base: nn.Module) -> tuple[list[str], str, list[str]]:
