@@ -27,7 +27,9 @@ def draw(name: str) -> Path:
     command = [sys.executable, "-m", "penstock", *COMMANDS[name].split(), "--png", str(path)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     with Image.open(path) as picture:
-        picture.convert("RGB").quantize(NUM_COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+        picture.convert("RGB").quantize(NUM_COLOURS, kmeans=NUM_COLOURS, dither=Image.Dither.NONE).save(
+            path, optimize=True
+        )
     return path
 
 

@@ -61,7 +61,7 @@ def test_a_closed_pipeline_leaves_no_file_of_its_own(num_ranks: int, outcomes):
 
 
 def test_a_rank_killed_amid_its_messages_leaves_nothing(tmp_path: Path):
-    """The survivors' reports are in test_faults; here: no memory outlives its processes, at whatever moment they die."""
+    """The survivors' reports are in test_faults; here: no memory outlives its processes, whenever they die."""
     before = sorted(os.listdir("/dev/shm"))
     ranks = run_jobs(tmp_path, {"killed": Job("fault.py", ("kill", "1"), 3)})["killed"]
     assert [rank.code for rank in ranks][1] == -9

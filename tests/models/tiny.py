@@ -43,6 +43,9 @@ NEEDS: dict[str, dict[str, Any]] = {
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "kimi_linear": {"linear_num_heads": 2, "linear_head_dim": 8, "num_experts_per_token": 2},
     "ministral": {"head_dim": 8},
+    "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
+    "nemotron": {"num_key_value_heads": 2, "head_dim": 8},
+    "llama4_text": {"intermediate_size_mlp": 48, "no_rope_layers": [1, 1, 1, 0], "attention_chunk_size": 8},
     "gemma3n_text": {
         "num_kv_shared_layers": 0,
         "activation_sparsity_pattern": [0.0] * LAYERS,
@@ -79,10 +82,10 @@ def tiny(model_type: str, *, dtype: torch.dtype = torch.float64) -> Any:
     names = set(plain.to_dict()) | set(getattr(kind, "attribute_map", {}))
     fields = {name: value for name, value in SMALL.items() if name in names and _is_set(plain, name)}
     types = getattr(plain, "layer_types", None)
-    if types:
+    if types and not isinstance(getattr(kind, "layer_types", None), property):
         fields["layer_types"] = (list(dict.fromkeys(types)) * LAYERS)[:LAYERS]
     for name in ("mlp_layer_types", "layers_block_type"):
-        if getattr(plain, name, None):
+        if getattr(plain, name, None) and not isinstance(getattr(kind, name, None), property):
             fields[name] = (list(dict.fromkeys(getattr(plain, name))) * LAYERS)[:LAYERS]
     if "kv_lora_rank" in fields and "num_key_value_heads" in fields:
         fields["num_key_value_heads"] = fields["num_attention_heads"]  # multi-head latent attention has no groups

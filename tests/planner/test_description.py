@@ -30,14 +30,14 @@ def test_llama_3_405b_has_its_published_parameters_to_the_last_one() -> None:
 
 
 def test_gpt_3_has_its_175_billion_parameters_but_for_biases() -> None:
-    # Narayanan et al. 2021, equation 2, whose 13 h of a layer are biases and norms, of which we count the norms' weights.
+    # Narayanan et al. 2021, equation 2, whose 13 h of a layer are biases and norms, of which we count the norms' own.
     hidden, layers = 12288, 96
     published = 12 * layers * hidden**2 * (1 + 13 / (12 * hidden) + (51200 + 2048) / (12 * layers * hidden))
     assert describe(GPT3_175B).parameters == pytest.approx(published, rel=1e-4)
 
 
 def test_step_flops_are_those_of_the_published_formula_without_recomputation() -> None:
-    # Narayanan et al. 2021, equation 3: 96·B·s·l·h²·(1 + s/6h + V/16lh) with the forward run twice; 3/4 of the layers' without.
+    # Narayanan et al. 2021, equation 3: 96·B·s·l·h²·(1 + s/6h + V/16lh), with the layers' forward run twice.
     batch, sequence, layers, hidden, vocabulary = 1536, 2048, 96, 12288, 51200
     layer_part = 72 * batch * sequence * layers * hidden**2 * (1 + sequence / (6 * hidden))
     head_part = 6 * batch * sequence * hidden * vocabulary
@@ -45,11 +45,8 @@ def test_step_flops_are_those_of_the_published_formula_without_recomputation() -
 
 
 def test_activations_of_a_layer_are_those_of_the_literature_without_the_scores_and_dropout() -> None:
-    # Korthikanti et al. 2022, section 4.1, bytes a token and width: 34, of which 3 are masks of dropout. Beside the scores
-    # there are 4 + 8 of attention (its input, Q, K and V, its output), 2 + 8 + 8 of the feed-forward layer, 4 of norms. We keep
-    # one inner activation of two for a plain layer, whose GELU is computed again.
-    model = describe(GPT3_175B)
-    assert model.layer_activation_bytes(2048) == 2 * 2048 * 12288 * (4 + 2 + 2 + 8)
+    # Korthikanti et al. 2022, equation 1: s·b·h·(34 + 5·a·s/h); 2 of the 34 are masks of dropout, 5·a·s/h the scores.
+    assert describe(GPT3_175B).layer_activation_bytes(2048) == 2048 * 12288 * (34 - 2)
 
 
 def test_a_gated_layer_keeps_both_projections_and_their_product() -> None:
@@ -64,7 +61,10 @@ def test_a_gated_layer_keeps_both_projections_and_their_product() -> None:
         ({"hidden_size": None}, "config: hidden_size=None; use a whole number of at least 1"),
         ({"num_hidden_layers": 1.5}, "config: num_hidden_layers=1.5; use a whole number"),
         ({"num_attention_heads": 0}, "config: num_attention_heads=0"),
-        ({"num_attention_heads": 100}, "hidden_size=16384 is no multiple of num_attention_heads=100; state head_dim too"),
+        (
+            {"num_attention_heads": 100},
+            "hidden_size=16384 is no multiple of num_attention_heads=100; state head_dim too",
+        ),
         ({"vocab_size": True}, "config: vocab_size=True"),
     ],
 )
@@ -74,7 +74,7 @@ def test_a_config_that_describes_no_decoder_is_told_in_one_sentence(change: dict
 
 
 def test_what_is_missing_is_named() -> None:
-    with pytest.raises(UserError, match="the config has no num_hidden_layers or n_layer; give the config.json"):
+    with pytest.raises(UserError, match=r"the config has no num_hidden_layers or n_layer; give the config.json"):
         describe({"hidden_size": 64})
     with pytest.raises(UserError, match="config is 'llama'"):
         describe("llama")

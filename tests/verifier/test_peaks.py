@@ -80,6 +80,12 @@ def test_no_two_live_receives_share_a_buffer(schedule: Schedule) -> None:
 
 
 @given(schedule=valid_schedules())
+def test_a_proof_counts_as_many_buffers_as_the_rings_fill(schedule: Schedule) -> None:
+    rings = receive_slots(lower(schedule))
+    assert verify(schedule).receive_slots == tuple((channel, rings[channel].capacity) for channel in sorted(rings))
+
+
+@given(schedule=valid_schedules())
 def test_a_ring_is_no_larger_than_what_is_live_at_once(schedule: Schedule) -> None:
     program = lower(schedule)
     for channel, ring in receive_slots(program).items():

@@ -110,5 +110,5 @@ def test_the_pointer_is_told_op_times_and_whom_it_waited_for(result: dict[str, l
 
 
 def test_a_step_of_the_zoom_takes_a_fraction_of_a_second(result: dict[str, list[float]]) -> None:
-    # What is ours of it; some 10 ms where nothing else runs.
-    assert sorted(result["steps"])[len(result["steps"]) // 2] < 100
+    # What is ours of it: some 30 ms where nothing else runs; a glyph a bar takes above a second.
+    assert sorted(result["steps"])[len(result["steps"]) // 2] < 250

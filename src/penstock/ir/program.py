@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
+from penstock.ir.columns import Columns, Ints, columns_of
+from penstock.ir.links import Links, links_of
 from penstock.ir.ops import ORDERED, Channel, Op, Transfer
 from penstock.ir.schedule import Schedule
 
@@ -33,6 +37,16 @@ class Program:
         return len(self.ranks)
 
     @cached_property
+    def columns(self) -> Columns:
+        """All instructions as columns."""
+        return columns_of(self.ranks)
+
+    @cached_property
+    def links(self) -> Links:
+        """Which receive meets which send, and which op takes what."""
+        return links_of(self)
+
+    @cached_property
     def channels(self) -> tuple[Channel, ...]:
         """The channels in use, sorted: the order in which a transport opens them."""
         used = {entry.channel for entries in self.ranks for entry in entries if isinstance(entry, Transfer)}
@@ -49,6 +63,14 @@ class Program:
             ordered = [position for position, entry in enumerate(entries) if entry.kind in ORDERED]
             found.append(frozenset(ordered[start] for start in starts if start < len(ordered)))
         return tuple(found)
+
+    @cached_property
+    def ends_pair(self) -> Ints:
+        """For every instruction 1 if it ends an overlapped pair, else 0."""
+        ends = np.zeros(len(self.columns.kind) + 1, np.int64)
+        for first, starts in zip(self.columns.first, self.pairs, strict=False):
+            ends[[first + start + 1 for start in starts]] = 1
+        return ends[:-1]
 
     @cached_property
     def digest(self) -> str:

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
+from operator import itemgetter
+
+import numpy as np
 
 from penstock.errors import ScheduleError, check_type
+from penstock.ir.columns import Columns, Ints, columns_of
 from penstock.ir.ops import ORDERED, Op, OpKind
 from penstock.ir.placement import Placement
 
@@ -70,8 +75,8 @@ class Schedule:
             for op in ops[:1]:
                 check_type(f"an op of rank {rank}", op, Op, example="e.g. penstock.Op(penstock.OpKind.F, 0, 0)")
                 check_type("the kind of an op", op.kind, OpKind, example="e.g. penstock.OpKind.F")
-            foreign = next((op for op in ops if op.kind not in ORDERED), None)
-            if foreign is not None:
+            if not ORDERED.issuperset(map(itemgetter(0), ops)):
+                foreign = next(op for op in ops if op.kind not in ORDERED)
                 raise ScheduleError(
                     f"rank {rank} of {self.name} holds {foreign}; a schedule holds compute ops "
                     "(F, B, I, W, S), OFFLOAD and RELOAD only; penstock.lower adds communication"
@@ -119,6 +124,24 @@ class Schedule:
     def num_stages(self) -> int:
         """Number of stages, s."""
         return self.placement.num_stages
+
+    @cached_property
+    def columns(self) -> Columns:
+        """All ops as columns."""
+        return columns_of(self.ranks)
+
+    @cached_property
+    def starts_pair(self) -> Ints:
+        """For every op 1 if it starts an overlapped pair, else 0."""
+        starts = np.zeros(len(self.columns.kind), np.int64)
+        for first, positions in zip(self.columns.first, self.overlapped, strict=False):
+            starts[first + np.array(positions, np.int64)] = 1
+        return starts
+
+    @cached_property
+    def ends_pair(self) -> Ints:
+        """For every op 1 if it ends an overlapped pair, else 0."""
+        return np.roll(self.starts_pair, 1)
 
     def ops(self) -> Iterator[tuple[int, int, Op]]:
         """Yields `(rank, position, op)` for every op, rank by rank."""

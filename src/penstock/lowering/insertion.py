@@ -16,20 +16,24 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from itertools import chain, pairwise
+from operator import itemgetter
+
+import numpy as np
 
 from penstock.errors import check_type
 from penstock.ir.collector import collector_paused
-from penstock.ir.dependencies import GIVES, TAKES, Key
+from penstock.ir.columns import rows_of
+from penstock.ir.dependencies import TRAVELS
 from penstock.ir.ops import NO_MICROBATCH, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Instruction, Program
 from penstock.ir.schedule import Schedule, WeightRule
 from penstock.ir.steps import ADDS_GRADIENT, SYNCHRONOUS, optimizer_steps, reduction
 from penstock.lowering.guests import with_guests
-from penstock.lowering.posting import Incoming, post_receives
+from penstock.lowering.messages import Ends, messages_of
+from penstock.lowering.posting import Stream, postings
 
-Sent = dict[Channel, list[Key]]
-"""What travels on each channel, in the order of its sends."""
+_SEND, _RECEIVE = 1, 2  # in a row of TRAVELS
 
 
 @collector_paused
@@ -45,125 +49,81 @@ def lower(schedule: Schedule, *, reduce_gradients: bool = False) -> Program:
             directions, and replicated stages, always have it, between the owners of a stage.
     """
     check_type("schedule", schedule, Schedule, example="e.g. penstock.gpipe(4, 8)")
-    makers, takers = _ends(schedule)
+    messages = messages_of(schedule)
     reductions = _reductions(schedule, reduce_gradients)
-    sent: Sent = {}
-    sending: list[list[Instruction]] = []
-    for rank in range(schedule.num_ranks):
-        entries = _with_sends(schedule, rank, takers, reductions[rank], sent)
-        if schedule.weight_rule is WeightRule.FLUSH and _reduces(schedule, reduce_gradients):
-            trained = {(reduced.stage, reduced.replica) for reduced in reductions[rank].values()}
-            held = (key for key in _held(schedule, rank) if key not in trained)
-            entries.extend(Op(OpKind.REDUCE_GRAD, stage, NO_MICROBATCH, replica) for stage, replica in held)
-        sending.append(entries)
-    incoming = [_incoming(schedule, rank, makers, sent) for rank in range(schedule.num_ranks)]
-    return Program(schedule, with_guests(schedule, post_receives(schedule, sending, incoming)))
+    stream = _stream(schedule, messages.sends, reductions)
+    reduced = [op for _, _, op in reductions]
+    before, posted = postings(schedule, messages, stream, reduced)
+    ops = list(chain.from_iterable(schedule.ranks))
+    entries: list[Instruction] = [*ops, *_transfers(ops, messages.sends, messages.channels, _SEND), *reduced]
+    entries += _transfers(ops, messages.receives.where(posted), messages.channels, _RECEIVE)
+    order = np.argsort(np.concatenate([*(2 * at + 1 for at in stream[:3]), 2 * before]), kind="stable")
+    everything = list(map(entries.__getitem__, order.tolist()))
+    ends = (stream.first + np.searchsorted(before, stream.first)).tolist()
+    ranks = tuple(tuple(everything[begin:end]) for begin, end in pairwise(ends))
+    return Program(schedule, with_guests(schedule, ranks))
 
 
-def _ends(schedule: Schedule) -> tuple[dict[Key, int], dict[Key, int]]:
-    """Returns the rank that makes each value that may cross stages, and the rank that takes it."""
-    makers: dict[Key, int] = {}
-    takers: dict[Key, int] = {}
-    for rank, ops in enumerate(schedule.ranks):
-        for kind, stage, microbatch, replica in ops:
-            for made, _ in GIVES[kind]:
-                makers[made, stage, microbatch, replica] = rank
-            for taken, offset, _ in TAKES[kind]:
-                takers[taken, stage + offset, microbatch, replica] = rank
-    return makers, takers
+def _transfers(ops: list[Op], ends: Ends, channels: list[Channel], end: int) -> list[Transfer]:
+    """Returns sends or receives, as `end` says which; they share the numbers of their ops."""
+    kinds = {value: row[end] for value, row in TRAVELS.items()}
+    own = list(map(ops.__getitem__, ends.op.tolist()))
+    return rows_of(
+        Transfer,
+        map(kinds.__getitem__, ends.value.tolist()),
+        *(map(itemgetter(field), own) for field in (1, 2, 3)),
+        map(channels.__getitem__, ends.channel.tolist()),
+    )
 
 
-def _with_sends(
-    schedule: Schedule, rank: int, takers: dict[Key, int], reductions: dict[int, Op], sent: Sent
-) -> list[Instruction]:
-    """Returns the ops of `rank` with sends and reductions behind them; notes in `sent` what it sends."""
-    entries: list[Instruction] = []
-    after: list[Instruction] = []
-    pairs = frozenset(schedule.overlapped[rank]) if schedule.overlapped else ()
-    last_stage = schedule.num_stages - 1
-    channels: dict[tuple[int, int], Channel] = {}
-    for position, op in enumerate(schedule.ranks[rank]):
-        entries.append(op)
-        kind, stage, microbatch, replica = op
-        for value, (_, send, _, channel_kind) in GIVES[kind]:
-            key = (value, stage, microbatch, replica)
-            taker = takers.get(key, rank) if 0 <= stage <= last_stage else rank
-            if taker != rank:
-                channel = channels.get((taker, value))
-                if channel is None:
-                    channel = channels[taker, value] = Channel(rank, taker, channel_kind)
-                    sent[channel] = []
-                after.append(Transfer(send, stage, microbatch, replica, channel))
-                sent[channel].append(key)
-        if position in reductions:
-            after.append(reductions[position])
-        if after and position not in pairs:
-            entries.extend(after)
-            after.clear()
-    return entries
+def _stream(schedule: Schedule, sends: Ends, reductions: list[tuple[int, int, Op]]) -> Stream:
+    """Returns where ops, sends and reductions stand before any receive is posted.
+
+    The slot of an op holds the op, the send and the reduction that the first of a pair leaves to its second, and its
+    own. Each rank begins with a slot more, so that one without ops has a place for its reductions.
+    """
+    ops = schedule.columns
+    slots = 8 * (np.arange(len(ops.kind)) + ops.rank + 1)
+    after = slots + np.where(schedule.starts_pair, 8 + 1, 3)
+    bounds = 8 * (ops.first + np.arange(len(ops.first)))
+    reduced = [
+        after[ops.first[rank] + position] + 1
+        if position < ops.first[rank + 1] - ops.first[rank]
+        else bounds[rank + 1] - 3
+        for rank, position, _ in reductions
+    ]
+    keys = np.concatenate([slots, after[sends.op], np.array(reduced, np.int64)])
+    order = np.argsort(keys, kind="stable")
+    at = np.empty(len(keys), np.int64)
+    at[order] = np.arange(len(keys))
+    of_ops, of_sends, of_reductions = np.split(at, np.cumsum([len(slots), len(sends.op)]))
+    return Stream(of_ops, of_sends, of_reductions, np.searchsorted(keys[order], bounds))
 
 
-def _incoming(schedule: Schedule, rank: int, makers: dict[Key, int], sent: Sent) -> list[Incoming]:
-    """Returns the receives of `rank`, by channel, in the order in which their messages are sent."""
-    wanted: dict[Channel, dict[Key, tuple[int, Transfer]]] = defaultdict(dict)
-    seconds = {start + 1 for start in schedule.overlapped[rank]} if schedule.overlapped else ()
-    channels: dict[tuple[int, int], Channel] = {}
-    num_stages = schedule.num_stages
-    for position, (kind, stage, microbatch, replica) in enumerate(schedule.ranks[rank]):
-        for value, offset, (_, _, receive, channel_kind) in TAKES[kind]:
-            if not 0 <= stage + offset < num_stages:
-                continue
-            key = (value, stage + offset, microbatch, replica)
-            maker = makers[key] if key in makers else _placed_maker(schedule, key, default=rank)
-            if maker == rank:
-                continue
-            channel = channels.get((maker, value))
-            if channel is None:
-                channel = channels[maker, value] = Channel(maker, rank, channel_kind)
-            before = position - 1 if position in seconds else position  # a pair takes all its inputs at its start
-            wanted[channel][key] = (before, Transfer(receive, stage, microbatch, replica, channel))
-    incoming = []
-    for channel in sorted(wanted):
-        values = wanted[channel]
-        ordered = [values.pop(key) for key in sent.get(channel, ()) if key in values]
-        ordered.extend(values.values())
-        incoming.append(Incoming(channel, tuple(ordered)))
-    return incoming
-
-
-def _placed_maker(schedule: Schedule, value: Key, *, default: int) -> int:
-    """Returns the rank that should make `value`, for schedules in which nobody does."""
-    _, stage, _, replica = value
-    return schedule.placement.rank_of(stage, replica) if replica < schedule.placement.num_replicas else default
-
-
-def _held(schedule: Schedule, rank: int) -> list[tuple[int, int]]:
-    """Returns `(stage, replica)` of every stage that `rank` holds."""
-    placement = schedule.placement
+def _reductions(schedule: Schedule, reduce_gradients: bool) -> list[tuple[int, int, Op]]:
+    """Returns rank and position of the op that each reduction follows, or the rank's number of ops for its end."""
+    if not (reduce_gradients or schedule.placement.num_replicas > 1):
+        return []
+    if schedule.weight_rule in SYNCHRONOUS:
+        return [found for rank in range(schedule.num_ranks) for found in _last_gradients(schedule, rank)]
     return [
-        (stage, replica) for replica in range(placement.num_replicas) for stage in placement.stages_of(rank, replica)
+        (rank, step.gradients[-1].position, reduction(step.op))
+        for (rank, stage), taken in optimizer_steps(schedule).taken.items()
+        if reduce_gradients or (stage < schedule.num_stages and len(schedule.placement.owners(stage)) > 1)
+        for step in taken
+        if step.gradients
     ]
 
 
-def _reduces(schedule: Schedule, reduce_gradients: bool) -> bool:
-    return reduce_gradients or schedule.placement.num_replicas > 1
-
-
-def _reductions(schedule: Schedule, reduce_gradients: bool) -> list[dict[int, Op]]:
-    """Returns per rank position -> the reduction that follows the op there."""
-    if not _reduces(schedule, reduce_gradients):
-        return [{} for _ in schedule.ranks]
-    if schedule.weight_rule in SYNCHRONOUS:
-        return [_last_gradients(ops) for ops in schedule.ranks]
-    found: list[dict[int, Op]] = [{} for _ in schedule.ranks]
-    for (rank, stage), taken in optimizer_steps(schedule).taken.items():
-        if reduce_gradients or (stage < schedule.num_stages and len(schedule.placement.owners(stage)) > 1):
-            found[rank].update((step.gradients[-1].position, reduction(step.op)) for step in taken if step.gradients)
-    return found
-
-
-def _last_gradients(ops: tuple[Op, ...]) -> dict[int, Op]:
-    last = {(op.stage, op.replica): position for position, op in enumerate(ops) if op.kind in ADDS_GRADIENT}
-    return {
-        position: Op(OpKind.REDUCE_GRAD, stage, NO_MICROBATCH, replica) for (stage, replica), position in last.items()
-    }
+def _last_gradients(schedule: Schedule, rank: int) -> list[tuple[int, int, Op]]:
+    """Returns the reductions of `rank`, each after the last op that adds to its gradients, if there is one."""
+    ops, placement = schedule.ranks[rank], schedule.placement
+    after = {(op.stage, op.replica): position for position, op in enumerate(ops) if op.kind in ADDS_GRADIENT}
+    if schedule.weight_rule is WeightRule.FLUSH:
+        for replica in range(placement.num_replicas):
+            for stage in placement.stages_of(rank, replica):
+                after.setdefault((stage, replica), len(ops))
+    return [
+        (rank, position, Op(OpKind.REDUCE_GRAD, stage, NO_MICROBATCH, replica))
+        for (stage, replica), position in after.items()
+    ]

@@ -43,15 +43,10 @@ class Policy(NamedTuple):
 
 def dispatched(problem: Problem, policy: Policy) -> tuple[Ints, Ints, float]:
     """Returns the words of the ranks under `policy`, their lengths, and what they take by the objective."""
-    stages = [problem.placement.stages_of(rank) for rank in range(problem.num_ranks)]
-    held = np.full((problem.num_ranks, max(map(len, stages))), -1, np.int64)
-    for rank, row in enumerate(stages):
-        held[rank, : len(row)] = row
-    lengths = np.array([(3 if problem.splits else 2) * len(row) * problem.num_microbatches for row in stages], np.int64)
-    words = np.zeros((problem.num_ranks, int(lengths.max())), np.int64)
+    words = np.zeros((problem.num_ranks, int(problem.lengths.max())), np.int64)
     makespan, span = _dispatch(
         words,
-        held,
+        problem.held,
         problem.rank_of,
         (problem.seconds, problem.down, problem.up),
         (problem.activation, problem.deferred, problem.limit, problem.reserve),
@@ -59,7 +54,7 @@ def dispatched(problem: Problem, policy: Policy) -> tuple[Ints, Ints, float]:
         (policy.forward, policy.weight, policy.crowded, policy.live),
         (policy.alternate, policy.group, policy.deepest),
     )
-    return words, lengths, makespan if problem.objective == "makespan" else span
+    return words, problem.lengths, makespan if problem.objective == "makespan" else span
 
 
 @jit

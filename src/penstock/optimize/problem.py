@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 from typing import Literal
 
@@ -63,17 +64,31 @@ class Problem:
         """Number of stages, s."""
         return self.placement.num_stages
 
-    @property
+    @cached_property
     def rank_of(self) -> Ints:
         """The rank of each stage."""
         return np.array(self.placement.table[0], np.int64)
+
+    @cached_property
+    def held(self) -> Ints:
+        """The stages of each rank, one row each, filled up with -1."""
+        stages = [self.placement.stages_of(rank) for rank in range(self.num_ranks)]
+        held = np.full((self.num_ranks, max(map(len, stages))), -1, np.int64)
+        for rank, row in enumerate(stages):
+            held[rank, : len(row)] = row
+        return held
+
+    @cached_property
+    def lengths(self) -> Ints:
+        """How many ops each rank has, where no B takes the place of I and W."""
+        return (self.held >= 0).sum(axis=1) * (3 if self.splits else 2) * self.num_microbatches
 
     @property
     def backward_kind(self) -> OpKind:
         """The kind of the ops that go back through the stages."""
         return OpKind.I if self.splits else OpKind.B
 
-    @property
+    @cached_property
     def reserve(self) -> Floats:
         """What must stay free on a rank behind an F, so that the rank's later stages can still go ahead.
 
@@ -90,7 +105,7 @@ class Problem:
                 later[stage] = growth[stages].max() + sum(self.activation[other] for other in stages if other > stage)
         return later
 
-    @property
+    @cached_property
     def least(self) -> Floats:
         """Per rank the least limit under which a microbatch gets through."""
         reserve, needs = self.reserve, np.zeros(self.num_ranks)

@@ -37,7 +37,7 @@ from penstock.verifier import verify
 _SPEED = 1 if COMPILED else 1 / 100
 """How much is tried, beside what compiled loops try."""
 
-_GRID_OPS, _REFINED_OPS, _ANNEALED_OPS = 6_000_000, 2_000_000, 12_000_000
+_GRID_OPS, _REFINED_OPS, _ANNEALED_OPS = 6_000_000, 1_000_000, 30_000_000
 """Ops timed by a search of effort 1: by the grid, by the steps from its best, by local search."""
 
 _MANY = 20_000
@@ -199,8 +199,7 @@ class _Known:
         self.found: list[Found] = []
         self.candidates: list[_Candidate] = []
         self.named: dict[str, float] = {}
-        lengths = problem.num_stages * problem.num_microbatches * (3 if problem.splits else 2)
-        self.num_ops = lengths
+        self.num_ops = int(problem.lengths.sum())
 
     def run(self) -> None:
         self.add_named(slow=False)
@@ -241,9 +240,9 @@ class _Known:
     def add_candidate(self, found: Found, make: Callable[[], Schedule]) -> None:
         self.candidates.append(_Candidate(self.problem, found.value, found.source, make))
 
-    def add_named(self, *, slow: bool) -> None:
+    def add_named(self, *, slow: bool, registered: bool = True) -> None:
         problem = self.problem
-        for name, schedule in named_schedules(problem, slow=slow):
+        for name, schedule in named_schedules(problem, slow=slow, registered=registered):
             words = words_of(schedule)
             value = None if words is None else time_of(problem, *words)
             if words is None or value is None:
@@ -267,7 +266,7 @@ class _Known:
             return
         small = replace(self.problem, num_microbatches=fewer)
         known = _Known(small, lower_bound(small), replace(self.search, exact=0, seconds=None), self.deadline)
-        known.add_named(slow=True)
+        known.add_named(slow=True, registered=False)
         known.refine(known.add_policies())
         known.anneal()
         for found in sorted(known.found, key=lambda found: found.value)[:4]:
@@ -279,7 +278,7 @@ class _Known:
         for number, (policy, found) in enumerate(policies[:2]):
             if self.enough():
                 return
-            steps = self.tries(_REFINED_OPS)
+            steps = min(self.tries(_REFINED_OPS), 300)
             seed = 2 * self.search.seed + number
             self.found.append(refined(self.problem, policy, found, steps=steps, seed=seed, goal=self.bound))
 
@@ -293,7 +292,7 @@ class _Known:
             if self.enough():
                 return
             start = starts[number % len(starts)]
-            steps = min(self.tries(_ANNEALED_OPS / 3), 100_000)
+            steps = min(self.tries(_ANNEALED_OPS / 3), 30_000)
             words, value, _ = annealed(
                 self.problem,
                 start.words,

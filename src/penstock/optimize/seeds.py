@@ -15,7 +15,7 @@ SLOW = ("zb_auto", "zb_v_greedy", "v_min", "v_half", "v_zb")
 """Families that search themselves: seconds for ten thousand ops."""
 
 
-def named_schedules(problem: Problem, *, slow: bool) -> Iterator[tuple[str, Schedule]]:
+def named_schedules(problem: Problem, *, slow: bool, registered: bool = True) -> Iterator[tuple[str, Schedule]]:
     """Yields name and schedule of those that are defined at these sizes, flush, and keep within the memory limit.
 
     Left out: other placements, several replicas (they hold copies of the weights), and offloaded activations (what
@@ -24,18 +24,19 @@ def named_schedules(problem: Problem, *, slow: bool) -> Iterator[tuple[str, Sche
     Args:
         problem: sizes, placement and memory.
         slow: whether to yield the families that search themselves; else the others.
+        registered: whether to yield them as the registry makes them, for equal stages, too.
     """
     chunks = problem.placement.num_chunks
     sizes = Sizes(problem.num_ranks, problem.num_microbatches, chunks)
     generators = {
         name: partial(family.generate, sizes)
         for name, family in SCHEDULES.items()
-        if (name in SLOW) == slow and (family.num_chunks == chunks or (family.any_chunks and chunks > 1))
+        if registered and (name in SLOW) == slow and (family.num_chunks == chunks or (family.any_chunks and chunks > 1))
     }
     if slow and problem.splits:
         # The registry's own are made for stages that cost the same, whatever they cost here.
         for generate in (zb_auto, zb_v_greedy):
-            if generate.__name__ in generators:
+            if SCHEDULES[generate.__name__].num_chunks == chunks:
                 generators[f"{generate.__name__} (these costs)"] = partial(
                     generate,
                     problem.num_ranks,

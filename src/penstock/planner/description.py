@@ -1,17 +1,16 @@
 """A decoder described by its Hugging Face config: parameters, FLOPs and bytes of a layer, by formula.
 
-What is counted is what the matrix multiplications of a dense decoder take; norms, activations and softmax are left out of the
-FLOPs, where they are below one part in a hundred, and counted in the activations, where they are not.
+What is counted is what the matrix multiplications of a dense decoder take; norms, activations and softmax are left out
+of the FLOPs, where they are below one part in a hundred, and counted in the activations, where they are not.
 
-Sources: Narayanan et al. 2021, Efficient Large-Scale Language Model Training, appendix (FLOPs); Korthikanti et al. 2022, Reducing
-Activation Recomputation in Large Transformer Models, section 4 (activations).
+Sources: Narayanan et al. 2021, Efficient Large-Scale Language Model Training, section 3 (FLOPs); Korthikanti et al.
+2022, Reducing Activation Recomputation in Large Transformer Models, section 4.1 (activations).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
 
 from penstock.errors import UserError, check_type
 
@@ -98,8 +97,8 @@ class ModelDescription:
     def layer_activation_bytes(self, sequence: int, *, value_bytes: int = 2) -> int:
         """Returns what the forward of one layer on one sequence keeps for its backward, with fused attention.
 
-        Kept are the inputs of both norms, of every matrix and of the attention, and its output; the scores are
-        computed again by the fused kernel.
+        Kept are the inputs of both norms, of every matrix and of the attention, and its output; fused kernels compute
+        the scores, and the activation function of a gated layer, again. There is no dropout.
         """
         queries, keys = self.heads * self.head_width, self.key_value_heads * self.head_width
         inner = self.feed_forward_matrices * self.feed_forward  # the projections, and their product where gated
@@ -143,6 +142,6 @@ def _number(config: Mapping[str, object], *names: str) -> int:
     if name is None:
         raise UserError(f"the config has no {' or '.join(names)}; give the config.json of a decoder")
     value = config[name]
-    if isinstance(value, bool) or not isinstance(value, Real) or value < 1 or value != int(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 1 or value != int(value):
         raise UserError(f"config: {name}={value!r}; use a whole number of at least 1")
     return int(value)

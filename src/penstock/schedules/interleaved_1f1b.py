@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import repeat
+
 from penstock.errors import ScheduleError
+from penstock.ir.collector import collector_paused
+from penstock.ir.columns import rows_of
 from penstock.ir.ops import Op, OpKind
 from penstock.ir.placement import Placement
 from penstock.ir.schedule import Schedule
@@ -10,6 +14,7 @@ from penstock.schedules.one_f_one_b import alternate
 from penstock.schedules.sizes import check_sizes
 
 
+@collector_paused
 def interleaved_1f1b(
     num_ranks: int, num_microbatches: int, *, num_chunks: int = 2, group_size: int | None = None
 ) -> Schedule:
@@ -47,8 +52,8 @@ def interleaved_1f1b(
     last = num_chunks - 1
     ranks = tuple(
         alternate(
-            [Op(OpKind.F, chunk * num_ranks + rank, microbatch) for chunk, microbatch in turns],
-            [Op(OpKind.B, (last - chunk) * num_ranks + rank, microbatch) for chunk, microbatch in turns],
+            _ops(OpKind.F, [(chunk * num_ranks + rank, microbatch) for chunk, microbatch in turns]),
+            _ops(OpKind.B, [((last - chunk) * num_ranks + rank, microbatch) for chunk, microbatch in turns]),
             ahead=2 * (num_ranks - 1 - rank) + last * group,
         )
         for rank in range(num_ranks)
@@ -64,6 +69,11 @@ def chunk_turns(num_microbatches: int, *, num_chunks: int, group_size: int) -> l
         for chunk in range(num_chunks)
         for microbatch in range(first, min(first + group_size, num_microbatches))
     ]
+
+
+def _ops(kind: OpKind, work: list[tuple[int, int]]) -> list[Op]:
+    """Returns the op of `kind` for each (stage, microbatch)."""
+    return rows_of(Op, repeat(kind, len(work)), *zip(*work, strict=True), repeat(0, len(work)))
 
 
 def _group_size(num_ranks: int, num_microbatches: int, asked: int | None) -> int:

@@ -20,22 +20,24 @@ The model:
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict, deque
+from collections import deque
+from dataclasses import replace
+from itertools import compress
 from operator import itemgetter
+from typing import cast
 
 from penstock.cluster import Cluster
 from penstock.costs import StageCosts
 from penstock.errors import UserError, VerificationError, check_type
 from penstock.ir.collector import collector_paused
-from penstock.ir.dependencies import CONSUMES, MESSAGE, Key, produced
-from penstock.ir.ops import COMPUTE, GUESTS, RECEIVES, Channel, Op, OpKind, Transfer
+from penstock.ir.columns import rows_of
+from penstock.ir.ops import Op, OpKind
 from penstock.ir.program import Program
 from penstock.ir.schedule import Schedule
-from penstock.ir.steps import awaited_gradients, contributed, useful_products
 from penstock.lowering import lower
-from penstock.simulator.durations import durations
-from penstock.simulator.links import Lane, Wire
 from penstock.simulator.memory import memory_curves
+from penstock.simulator.wires import wires_of
+from penstock.simulator.work import COMPUTES, COPIES, POSTS, Work
 from penstock.timeline import Span, Timeline, Transmission, Wait
 
 
@@ -62,236 +64,154 @@ def simulate(subject: Schedule | Program, costs: StageCosts, cluster: Cluster | 
         raise UserError(
             f"the cluster has {len(cluster.devices)} devices for {program.num_ranks} ranks; give one a rank"
         )
-    return _Run(program, costs, cluster).timeline()
+    run = _Run(program, costs, cluster)
+    run.go()
+    return run.timeline()
 
 
-_COPIES = frozenset({OpKind.OFFLOAD, OpKind.RELOAD})
 _TAKEN_BY = {OpKind.RECV_F: OpKind.F, OpKind.RECV_B: OpKind.B}
 
 
-_Message = tuple[float, Channel, int, Transfer | Op]
-"""When a message may start, then channel and number, by which ties are served, and what takes it."""
-
-_Arrival = tuple[float, Transmission]
-"""When a message was ready, and how it travelled."""
-
-_rank_and_start_of = itemgetter(Wait._fields.index("rank"), Wait._fields.index("start"))
-
-
 class _Run:
-    def __init__(self, program: Program, costs: StageCosts, cluster: Cluster) -> None:
-        schedule = program.schedule
-        self.program, self.costs, self.cluster = program, costs, cluster
-        self.seconds = costs.seconds(schedule.num_stages)
-        self.bytes = costs.per_stage("boundary_bytes", schedule.num_stages)
-        self.copied_bytes = costs.per_stage("activation_bytes", schedule.num_stages)
-        self.pairs = program.pairs
-        self.saved = costs.overlap_saves(schedule.num_stages)
-        self.keepers = schedule.keepers or range(program.num_ranks)
-        self.at = [0] * program.num_ranks
-        self.clock: list[float] = [0] * program.num_ranks
-        self.num_stages = schedule.num_stages
-        self.speeds = [device.speed for device in cluster.devices]
-        self.made_by = useful_products(schedule)
-        self.lanes: dict[Channel, Lane] = defaultdict(Lane)
-        self.wires: dict[tuple[int, int], Wire] = {}
-        self.arrived: dict[Key, _Arrival] = {}
-        self.posted: list[set[Key]] = [set() for _ in range(program.num_ranks)]
-        self.made: list[set[Key]] = [set() for _ in range(program.num_ranks)]
-        self.blocked_by: list[Key | None] = [None] * program.num_ranks
-        self.awaited = awaited_gradients(schedule)
-        for step, values in self.awaited.items():
-            self.posted[schedule.placement.rank_of(step.stage, step.replica)].update(values)
-        self.copies: list[deque[tuple[float, Op]]] = [deque() for _ in range(program.num_ranks)]
-        self.leaving: list[list[Key]] = [[] for _ in range(program.num_ranks)]
-        self.ready: list[_Message] = []
-        self.spans: list[list[Span]] = [[] for _ in range(program.num_ranks)]
-        self.waits: list[Wait] = []
-        self.transmissions: list[Transmission] = []
+    """How far the ranks, the messages and the links have come."""
 
-    def timeline(self) -> Timeline:
+    def __init__(self, program: Program, costs: StageCosts, cluster: Cluster) -> None:
+        self.program, self.costs = program, costs
+        self.work = Work(program, costs, cluster)
+        self.wires = wires_of(program, self.work, costs, cluster)
+        num_arrivals, num_ranks = self.work.never + 1, program.num_ranks
+        self.at: list[int] = program.columns.first[:-1].tolist()
+        self.ends: list[int] = program.columns.first[1:].tolist()
+        self.clock: list[float] = [0] * num_ranks
+        self.blocked_by = [-1] * num_ranks
+        self.begun: list[float] = [0] * len(self.work.entries)
+        self.ended: list[float] = [0] * len(self.work.entries)
+        self.posted: list[float | None] = [None] * num_arrivals  # when the first end of a message was posted
+        self.ready_at: list[float] = [0] * num_arrivals
+        self.arrived: list[float | None] = [None] * num_arrivals
+        self.free: list[float] = [0] * self.wires.num_wires  # when each link is free again
+        self.ready: list[tuple[float, int]] = []
+        self.copies: list[deque[tuple[float, int]]] = [deque() for _ in range(num_ranks)]
+        self.waits: list[tuple[int, int, float, float, int]] = []
+        self.travelled: list[tuple[int, float, float]] = []
+
+    def go(self) -> None:
+        """Runs everything to its end.
+
+        Raises:
+            VerificationError: some rank does not get there.
+        """
         for rank in range(self.program.num_ranks):
             self.advance(rank)
+        targets = [channel.target for channel in self.work.channels]
         while self.ready:
-            rank, value = self.transmit(heapq.heappop(self.ready))
-            if self.blocked_by[rank] == value:
+            ready, arrival = heapq.heappop(self.ready)
+            end = self.transmit(ready, arrival)
+            rank = targets[arrival]
+            if self.work.role[self.work.travels[arrival]] == COPIES:
+                rank = self.next_copy(arrival, end)
+            if self.blocked_by[rank] == arrival:
                 self.advance(rank)
-        if any(at < len(entries) for at, entries in zip(self.at, self.program.ranks, strict=True)):
+        if self.at != self.ends:
             name = self.program.schedule.name
             raise VerificationError(f"{name} cannot run to its end; penstock.verify shows why")
-        spans = tuple(span for row in self.spans for span in row)
-        return Timeline(
-            self.program.num_ranks,
-            spans,
-            tuple(sorted(self.waits, key=_rank_and_start_of)),
-            tuple(self.transmissions),
-            memory_curves(self.program, self.costs, self.spans, self.transmissions),
-        )
 
     def advance(self, rank: int) -> None:
         """Runs `rank`, and the ranks whose steps wait for its reductions, until they need what is not there yet."""
-        awake = [rank]
-        while awake:
-            rank = awake.pop()
-            before = self.at[rank]
-            self.run_on(rank)
-            for entry in self.program.ranks[rank][before : self.at[rank]] if self.awaited else ():
-                if entry.kind == OpKind.REDUCE_GRAD:
-                    awake.extend(set(self.program.schedule.placement.owners(entry.stage)) - {rank})
+        role, brings, needs, seconds = self.work.role, self.work.brings, self.work.needs, self.work.seconds
+        arrived, posted, begun, ended = self.arrived, self.posted, self.begun, self.ended
+        clock = self.clock[rank]
+        at, end = self.at[rank], self.ends[rank]
+        self.blocked_by[rank] = -1
+        while at < end:
+            does = role[at]
+            if does == COMPUTES:
+                start = clock
+                last = -1
+                for arrival in needs[at]:
+                    there = arrived[arrival]
+                    if there is None:
+                        self.blocked_by[rank] = arrival
+                        self.at[rank], self.clock[rank] = at, clock
+                        return
+                    if there > start:
+                        start, last = there, arrival
+                if last >= 0:
+                    self.waits.append((rank, at, clock, start, last))
+                begun[at] = start
+                ended[at] = clock = start + seconds[at]
+                if brings[at] >= 0:
+                    self.give(brings[at], clock)
+            elif does == POSTS:
+                arrival = brings[at]
+                other = posted[arrival]
+                if other is None:
+                    posted[arrival] = clock
+                else:
+                    heapq.heappush(self.ready, (max(other, clock), arrival))
+            elif does == COPIES:
+                self.copy(rank, clock, brings[at])
+            at += 1
+        self.at[rank], self.clock[rank] = at, clock
 
-    def run_on(self, rank: int) -> None:
-        """Runs `rank` until it needs a message that has not arrived."""
-        entries, pairs = self.program.ranks[rank], self.pairs[rank]
-        at = self.at[rank]
-        while at < len(entries):
-            entry = entries[at]
-            done = 1
-            if isinstance(entry, Transfer):
-                self.post(rank, entry)
-            elif entry[0] in _COPIES:
-                self.copy(rank, entry)
-            elif entry[0] in GUESTS:
-                pass  # rule 6
-            else:
-                done = self.compute(rank, self.together(rank, at) if at in pairs else (entry,))
-                if not done:
-                    break
-            at += done
-        self.at[rank] = at
+    def give(self, arrival: int, clock: float) -> None:
+        """Lets a reduction be known at once to the ranks whose steps wait for it."""
+        self.ready_at[arrival] = self.arrived[arrival] = clock
+        for rank, awaited in enumerate(self.blocked_by):
+            if awaited == arrival:
+                self.advance(rank)
 
-    def post(self, rank: int, entry: Transfer) -> None:
-        """Posts one end of a message; once both ends are there it is ready to start."""
-        kind, stage, microbatch, replica, channel = entry
-        lane = self.lanes[channel]
-        if kind in RECEIVES:
-            lane.receives.append((self.clock[rank], entry))
-            value, offset = MESSAGE[kind]
-            self.posted[rank].add((value, stage + offset, microbatch, replica))
-        else:
-            lane.sends.append(self.clock[rank])
-        if lane.sends and lane.receives:
-            posted, receive = lane.receives.popleft()
-            ready = max(lane.sends.popleft(), posted)
-            heapq.heappush(self.ready, (ready, channel, lane.matched, receive))
-            lane.matched += 1
+    def transmit(self, ready: float, arrival: int) -> float:
+        """Lets a ready message or copy travel; returns when it arrives."""
+        wire = self.wires.wire[arrival]
+        start = max(ready, self.free[wire])
+        self.free[wire] = free = start + self.wires.busy[arrival]
+        self.ready_at[arrival] = ready
+        self.arrived[arrival] = end = free + self.wires.latency[arrival]
+        self.travelled.append((arrival, start, end))
+        return end
 
-    def transmit(self, message: _Message) -> tuple[int, Key]:
-        """Lets a ready message or copy travel; returns the rank that may wait for it, and what arrives."""
-        ready, channel, _, taker = message
-        source, target, _ = channel
-        wire = self.wires.get((source, target))
-        if wire is None:
-            wire = self.wires[source, target] = Wire(self.cluster.link(source, target))
-        value: Key
-        if isinstance(taker, Transfer):
-            kind, stage, microbatch, replica, _ = taker
-            made, offset = MESSAGE[kind]
-            value = (made, stage + offset, microbatch, replica)
-            op, num_bytes = Op(_TAKEN_BY[kind], stage, microbatch, replica), self.bytes[min(stage + offset, stage)]
-        else:
-            value, op, num_bytes = produced(taker)[0], taker, self.copied_bytes[taker.stage]
-        start = max(ready, wire.free)
-        wire.free = start + wire.link.busy_seconds(num_bytes)
-        transmission = Transmission(channel, op, start, wire.free + wire.link.latency_seconds)
-        self.arrived[value] = (ready, transmission)
-        self.transmissions.append(transmission)
-        if isinstance(taker, Transfer):
-            return target, value
-        rank = source if op.kind == OpKind.OFFLOAD else target
-        self.copies[rank].popleft()
-        self.start_copy(rank, transmission.end)
-        return rank, value
-
-    def copy(self, rank: int, op: Op) -> None:
+    def copy(self, rank: int, clock: float, arrival: int) -> None:
         """Queues an OFFLOAD or RELOAD behind the rank's copies."""
-        (value,) = produced(op)
-        self.posted[rank].add(value)
-        if op.kind == OpKind.OFFLOAD:
-            self.leaving[rank].append(value)
-        self.copies[rank].append((self.clock[rank], op))
-        if len(self.copies[rank]) == 1:
-            self.start_copy(rank, self.clock[rank])
+        copies = self.copies[rank]
+        copies.append((clock, arrival))
+        if len(copies) == 1:
+            heapq.heappush(self.ready, copies[0])
 
-    def start_copy(self, rank: int, free: float) -> None:
-        """Makes the next copy of `rank`, if there is one, ready to start at `free` or when it was issued."""
-        if not self.copies[rank]:
-            return
-        issued, op = self.copies[rank][0]
-        away = op.kind == OpKind.OFFLOAD
-        ends = (rank, self.keepers[rank]) if away else (self.keepers[rank], rank)
-        channel = Channel(*ends, op.kind)
-        lane = self.lanes[channel]
-        heapq.heappush(self.ready, (max(issued, free), channel, lane.matched, op))
-        lane.matched += 1
+    def next_copy(self, arrival: int, end: float) -> int:
+        """Makes the copy behind `arrival` ready; returns the rank whose copies they are."""
+        source, target, kind = self.work.channels[arrival]
+        rank = source if kind == OpKind.OFFLOAD else target
+        copies = self.copies[rank]
+        copies.popleft()
+        if copies:
+            issued, following = copies[0]
+            heapq.heappush(self.ready, (max(issued, end), following))
+        return rank
 
-    def compute(self, rank: int, ops: tuple[Op, ...]) -> int:
-        """Runs an op, or a pair, once its messages have arrived and its rank has made the rest.
+    def timeline(self) -> Timeline:
+        """Returns what ran when."""
+        program, entries = self.program, self.work.entries
+        computes = [does == COMPUTES for does in self.work.role]
+        columns = (program.columns.rank.tolist(), entries, self.begun, self.ended)
+        spans = tuple(rows_of(Span, *(compress(column, computes) for column in columns)))
+        transmissions = self.transmissions()
+        waits = sorted(map(self.wait, self.waits), key=itemgetter(0, 2))
+        timeline = Timeline(program.num_ranks, spans, tuple(waits), transmissions)
+        return replace(timeline, memory=memory_curves(program, self.costs, timeline.by_rank, transmissions))
 
-        Returns how many ops ran: 0 where something is not there yet.
-        """
-        clock = start = self.clock[rank]
-        posted, made = self.posted[rank], self.made[rank]
-        last: tuple[Op, _Arrival] | None = None
-        for op in ops:
-            for value in self.needs(rank, op):
-                arrival = None
-                if value in posted:
-                    arrival = self.arrived.get(value)
-                elif value in made:
-                    continue
-                if arrival is None:
-                    self.blocked_by[rank] = value
-                    return 0
-                end = arrival[1].end
-                if end > start:
-                    start, last = end, (op, arrival)
-        if last is not None:
-            self.wait(rank, last, clock, start)
-        self.run(rank, ops, start)
-        return len(ops)
+    def transmissions(self) -> tuple[Transmission, ...]:
+        if not self.travelled:
+            return ()
+        arrivals, starts, ends = zip(*self.travelled, strict=True)
+        entries = map(self.work.entries.__getitem__, map(self.work.travels.__getitem__, arrivals))
+        kinds, *numbers = zip(*(entry[:4] for entry in entries), strict=True)
+        takers = rows_of(Op, [_TAKEN_BY.get(kind, kind) for kind in kinds], *numbers)
+        channels = map(self.work.channels.__getitem__, arrivals)
+        return tuple(rows_of(Transmission, channels, takers, starts, ends))
 
-    def together(self, rank: int, at: int) -> tuple[Op, ...]:
-        """Returns the pair that starts at position `at`; one op where the program ends there."""
-        return tuple(op for op in self.program.ranks[rank][at : at + 2] if isinstance(op, Op))
-
-    def needs(self, rank: int, op: Op) -> list[Key]:
-        kind, stage, microbatch, replica = op
-        needs: list[Key] = []
-        for value, offset in CONSUMES[kind] if kind in COMPUTE else ():
-            maker = stage + offset
-            if 0 <= maker < self.num_stages:
-                needs.append((value, maker, microbatch, replica))
-        if self.awaited:
-            needs.extend(self.awaited.get(op, ()))
-        if self.leaving[rank] and kind == OpKind.F:
-            needs.extend(self.leaving[rank])
-        return needs
-
-    def wait(self, rank: int, last: tuple[Op, _Arrival], clock: float, start: float) -> None:
-        op, arrival = last
-        ready, transmission = arrival
-        source, target, _ = transmission.channel
-        self.waits.append(Wait(rank, op, clock, start, target if source == rank else source, ready))
-
-    def run(self, rank: int, ops: tuple[Op, ...], start: float) -> None:
-        speed, made, spans = self.speeds[rank], self.made[rank], self.spans[rank]
-        for op, seconds in zip(ops, self.taken(ops), strict=True):
-            kind, stage, microbatch, replica = op
-            end = start + (seconds if speed == 1 else seconds / speed)
-            spans.append(Span(rank, op, start, end))
-            for value in self.made_by[kind]:
-                made.add((value, stage, microbatch, replica))
-            if self.leaving[rank] and kind == OpKind.F:
-                self.leaving[rank].clear()
-            if self.awaited and kind == OpKind.REDUCE_GRAD:
-                given = Transmission(Channel(rank, rank, kind), op, end, end)
-                self.arrived[contributed(op)] = (end, given)
-            start = end
-        self.clock[rank] = start
-
-    def taken(self, ops: tuple[Op, ...]) -> tuple[float, ...]:
-        """Returns the seconds of each op on a device of speed 1."""
-        if len(ops) > 1:
-            return durations(ops, self.seconds, saved=self.saved)
-        kind, stage, *_ = ops[0]
-        return (self.seconds[kind][stage] if kind in self.seconds else 0,)
+    def wait(self, waited: tuple[int, int, float, float, int]) -> Wait:
+        rank, at, start, end, arrival = waited
+        second = arrival in self.work.of_second
+        source = self.work.source(arrival, rank)
+        return Wait(rank, cast(Op, self.work.entries[at + second]), start, end, source, self.ready_at[arrival])

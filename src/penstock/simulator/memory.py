@@ -18,7 +18,7 @@ from penstock.ir.ops import RECEIVES, Channel, OpKind, Transfer
 from penstock.ir.program import Program
 from penstock.ir.schedule import WeightRule
 from penstock.timeline import Span, Transmission
-from penstock.verifier.peaks import receive_slots
+from penstock.verifier.peaks import ring_sizes
 from penstock.verifier.weights import weights_of
 
 Curve = tuple[tuple[float, float], ...]
@@ -96,6 +96,6 @@ def _ring_bytes(program: Program, boundary: Sequence[float]) -> list[float]:
         if isinstance(entry, Transfer) and entry.kind in RECEIVES:
             size = boundary[min(carried(entry).stage, entry.stage)]
             largest[entry.channel] = max(largest.get(entry.channel, 0), size)
-    for channel, slots in receive_slots(program).items():
-        held[channel.target] += slots.capacity * largest[channel]
+    for channel, size in ring_sizes(program).items():
+        held[channel.target] += size * largest[channel]
     return held

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from itertools import chain, filterfalse, islice
-from operator import itemgetter
+from itertools import zip_longest
+
+import numpy as np
 
 from penstock.errors import VerificationError
+from penstock.ir.columns import ABSENT, Columns, Flags, Ints, codes, first_of
 from penstock.ir.ops import ORDERED, Op, OpKind
 from penstock.ir.program import Program
 from penstock.ir.schedule import Schedule, WeightRule
@@ -15,8 +16,7 @@ from penstock.ir.steps import SYNCHRONOUS, optimizer_steps
 _SHOWN = 6
 _SPLIT = (OpKind.I, OpKind.W)
 _KINDS = (OpKind.F, OpKind.B, *_SPLIT)
-_kind_of = itemgetter(0)
-_microbatch_and_replica_of = itemgetter(2, 3)
+_NO_REPLICA = np.iinfo(np.int64).min
 
 
 def check_completeness(schedule: Schedule) -> None:
@@ -46,15 +46,12 @@ def check_order(program: Program) -> None:
         raise VerificationError(
             f"the program has {program.num_ranks} ranks; its schedule has {program.schedule.num_ranks}"
         )
-    for rank, (entries, ops) in enumerate(zip(program.ranks, program.schedule.ranks, strict=True)):
-        kept = [entry for entry in entries if entry[0] in ORDERED]
-        if tuple(kept) != ops:
-            at = next((i for i, pair in enumerate(zip(kept, ops, strict=False)) if pair[0] != pair[1]), None)
-            at = min(len(kept), len(ops)) if at is None else at
-            raise VerificationError(
-                f"the program of rank {rank} leaves its schedule at compute op {at}: "
-                f"{_at(kept, at)} instead of {_at(ops, at)}"
-            )
+    of_schedule, of_program = program.schedule.columns, program.columns
+    kept = np.isin(of_program.kind, [*ORDERED])
+    if not all(
+        np.array_equal(ours[kept], theirs) for ours, theirs in zip(of_program[:5], of_schedule[:5], strict=True)
+    ):
+        _refuse_order(program)
     for rank, starts in enumerate(program.pairs):
         for start in sorted(starts):
             first, between = program.ranks[rank][start : start + 2]
@@ -64,39 +61,57 @@ def check_order(program: Program) -> None:
                 )
 
 
+def _refuse_order(program: Program) -> None:
+    for rank, (entries, ops) in enumerate(zip(program.ranks, program.schedule.ranks, strict=True)):
+        kept = [entry for entry in entries if entry.kind in ORDERED]
+        at = next((i for i, pair in enumerate(zip_longest(kept, ops)) if pair[0] != pair[1]), None)
+        if at is not None:
+            raise VerificationError(
+                f"the program of rank {rank} leaves its schedule at compute op {at}: "
+                f"{_at(kept, at)} instead of {_at(ops, at)}"
+            )
+
+
 def _at(ops: object, index: int) -> str:
     return str(ops[index]) if index < len(ops) else "nothing"  # type: ignore[index, arg-type]
 
 
+def _text(schedule: Schedule, number: int) -> str:
+    rank, position = schedule.columns.place(number)
+    return f"  rank {rank} position {position}: {schedule.ranks[rank][position]}"
+
+
+def _outside(schedule: Schedule) -> tuple[Flags, Flags]:
+    """Returns which ops are outside the placement's stages, and which are of no microbatch."""
+    ops, placement = schedule.columns, schedule.placement
+    stages = (ops.stage < 0) | (ops.stage >= placement.num_stages)
+    replicas = (ops.replica < 0) | (ops.replica >= placement.num_replicas)
+    return stages | replicas, (ops.microbatch < 0) | (ops.microbatch >= schedule.num_microbatches)
+
+
 def _misplaced(schedule: Schedule) -> list[str]:
+    ops, table = schedule.columns, np.array(schedule.placement.table)
+    nowhere, no_microbatch = _outside(schedule)
+    holder = np.where(nowhere, ops.rank, table[np.where(nowhere, 0, ops.replica), np.where(nowhere, 0, ops.stage)])
     problems = []
-    table, num_stages, num_microbatches = schedule.placement.table, schedule.num_stages, schedule.num_microbatches
-    for rank, ops in enumerate(schedule.ranks):
-        for position, (_, stage, microbatch, replica) in enumerate(ops):
-            if not (0 <= stage < num_stages and 0 <= replica < len(table)):
-                problem = f"is outside the placement's {num_stages} stages"
-            elif not 0 <= microbatch < num_microbatches:
-                problem = f"is outside the {num_microbatches} microbatches"
-            elif table[replica][stage] != rank:
-                problem = f"belongs on rank {table[replica][stage]}, which holds stage {stage}"
-            else:
-                continue
-            problems.append(f"  rank {rank} position {position}: {ops[position]} {problem}")
+    for number in np.flatnonzero(nowhere | no_microbatch | (holder != ops.rank)).tolist():
+        if nowhere[number]:
+            problem = f"is outside the placement's {schedule.num_stages} stages"
+        elif no_microbatch[number]:
+            problem = f"is outside the {schedule.num_microbatches} microbatches"
+        else:
+            problem = f"belongs on rank {holder[number]}, which holds stage {ops.stage[number]}"
+        problems.append(f"{_text(schedule, number)} {problem}")
     return problems
 
 
 def _doubled(schedule: Schedule) -> list[str]:
-    if len(set(chain.from_iterable(schedule.ranks))) == sum(map(len, schedule.ranks)):
-        return []
-    first: dict[Op, tuple[int, int]] = {}
+    code = codes(*schedule.columns[:4])
+    first = first_of(code, code)
     problems = []
-    for rank, position, op in schedule.ops():
-        before = first.setdefault(op, (rank, position))
-        if before != (rank, position):
-            problems.append(
-                f"  rank {rank} position {position}: {op} is doubled; it already ran on rank {before[0]} "
-                f"position {before[1]}"
-            )
+    for number in np.flatnonzero(first < np.arange(len(code))).tolist():
+        rank, position = schedule.columns.place(first[number])
+        problems.append(f"{_text(schedule, number)} is doubled; it already ran on rank {rank} position {position}")
     return problems
 
 
@@ -105,42 +120,59 @@ def _forbidden(schedule: Schedule) -> list[str]:
     forbidden = {OpKind.S} if rule in SYNCHRONOUS else set()
     if rule is WeightRule.FROZEN:
         forbidden = {OpKind.B, OpKind.I, OpKind.W, OpKind.S}
-    if forbidden.isdisjoint(map(_kind_of, chain.from_iterable(schedule.ranks))):
-        return []
-    return [
-        f"  rank {rank} position {position}: {op} may not occur under weight rule {rule.value}"
-        for rank, position, op in schedule.ops()
-        if op.kind in forbidden
-    ]
+    numbers = np.flatnonzero(np.isin(schedule.columns.kind, [*forbidden])).tolist()
+    return [f"{_text(schedule, number)} may not occur under weight rule {rule.value}" for number in numbers]
 
 
 def _missing(schedule: Schedule) -> list[str]:
-    counts = Counter(map(_microbatch_and_replica_of, chain.from_iterable(schedule.ranks)))
-    replica_of = _replicas(counts)
-    strangers = len(counts) > len(replica_of)
+    ops, placement = schedule.columns, schedule.placement
+    # There are no more microbatches than ops; where the schedule says so, those told to be absent are enough.
+    replica_of = _replicas(ops, min(schedule.num_microbatches, len(ops.kind) + _SHOWN))
+    inside = np.flatnonzero((ops.microbatch >= 0) & (ops.microbatch < len(replica_of)))
+    belongs = replica_of[ops.microbatch[inside]]
+    strange = ops.replica[inside] != belongs
     problems = [
-        f"  rank {rank} position {position}: {op} is of replica {op.replica}; microbatch {op.microbatch} "
-        f"belongs to replica {replica_of[op.microbatch]}"
-        for rank, position, op in (schedule.ops() if strangers else ())
-        if op.replica != replica_of[op.microbatch]
+        f"{_text(schedule, number)} is of replica {ops.replica[number]}; microbatch {ops.microbatch[number]} "
+        f"belongs to replica {replica}"
+        for number, replica in zip(inside[strange].tolist(), belongs[strange].tolist(), strict=True)
     ]
-    absent = filterfalse(replica_of.__contains__, range(schedule.num_microbatches))
-    problems += [f"  microbatch {microbatch} has no op at all" for microbatch in islice(absent, _SHOWN)]
-    there = _kinds_there(schedule)
-    whole = _faultless(schedule.weight_rule)
-    for microbatch in sorted(filter(range(schedule.num_microbatches).__contains__, replica_of)):
-        replica = replica_of[microbatch]
-        if not 0 <= replica < schedule.placement.num_replicas:
-            continue  # told among the misplaced
-        for stage in range(schedule.num_stages):
-            kinds = there.get((stage, microbatch, replica), 0)
-            if kinds not in whole:
-                rank = schedule.placement.rank_of(stage, replica)
-                problems += [
-                    f"  rank {rank}: {Op(kind, stage, microbatch, replica)} {what}"
-                    for kind, what in _faults(kinds, schedule.weight_rule)
-                ]
+    absent = np.flatnonzero(replica_of == _NO_REPLICA)[:_SHOWN].tolist()
+    problems += [f"  microbatch {microbatch} has no op at all" for microbatch in absent]
+    if len(absent) == _SHOWN:
+        return problems
+    whole = np.array([not _faults(kinds, schedule.weight_rule) for kinds in range(1 << len(_KINDS))])
+    known = (replica_of >= 0) & (replica_of < placement.num_replicas)  # others are told among the misplaced
+    there = _kinds_there(schedule, inside[~strange], len(replica_of))
+    for microbatch, stage in np.argwhere(~whole[there] & known[:, None]).tolist():
+        replica = int(replica_of[microbatch])
+        problems += [
+            f"  rank {placement.rank_of(stage, replica)}: {Op(kind, stage, microbatch, replica)} {what}"
+            for kind, what in _faults(int(there[microbatch, stage]), schedule.weight_rule)
+        ]
     return problems
+
+
+def _replicas(ops: Columns, num_microbatches: int) -> Ints:
+    """Returns for each microbatch the replica to which it belongs: the one that holds most of its ops."""
+    code = codes(ops.microbatch, ops.replica)
+    counts = np.bincount(code)
+    most: dict[int, tuple[int, int]] = {}
+    for number in sorted(set(first_of(code, np.arange(len(counts))).tolist()) - {ABSENT}):  # of equals, the first
+        microbatch, count = int(ops.microbatch[number]), int(counts[code[number]])
+        if microbatch not in most or count > most[microbatch][1]:
+            most[microbatch] = (int(ops.replica[number]), count)
+    return np.array([most.get(microbatch, (_NO_REPLICA, 0))[0] for microbatch in range(num_microbatches)])
+
+
+def _kinds_there(schedule: Schedule, numbers: Ints, num_microbatches: int) -> Ints:
+    """Returns (microbatch, stage) -> which of F, B, I and W are there among the ops `numbers`, one bit a kind."""
+    ops = schedule.columns
+    numbers = numbers[(ops.stage[numbers] >= 0) & (ops.stage[numbers] < schedule.num_stages)]
+    there = np.zeros((num_microbatches, schedule.num_stages), np.int64)
+    for kind in _KINDS:
+        of_kind = numbers[ops.kind[numbers] == kind]
+        there[ops.microbatch[of_kind], ops.stage[of_kind]] |= 1 << kind
+    return there
 
 
 def _pending(schedule: Schedule) -> list[str]:
@@ -152,33 +184,6 @@ def _pending(schedule: Schedule) -> list[str]:
             f"  rank {rank}: {step} is missing; the gradient of {op} (position {position}) is never applied"
         )
     return problems
-
-
-def _replicas(counts: Counter[tuple[int, int]]) -> dict[int, int]:
-    """Returns the replica to which each microbatch belongs: the one that holds most of its ops.
-
-    Args:
-        counts: (microbatch, replica) -> number of ops.
-    """
-    most: dict[int, tuple[int, int]] = {}
-    for (microbatch, replica), count in counts.items():
-        if microbatch not in most or count > most[microbatch][1]:
-            most[microbatch] = (replica, count)
-    return {microbatch: replica for microbatch, (replica, _) in most.items()}
-
-
-def _kinds_there(schedule: Schedule) -> dict[tuple[int, int, int], int]:
-    """Returns (stage, microbatch, replica) -> which of F, B, I and W are there, one bit a kind."""
-    there: dict[tuple[int, int, int], int] = defaultdict(int)
-    bits = {kind: 1 << kind if kind in _KINDS else 0 for kind in OpKind}
-    for kind, stage, microbatch, replica in chain.from_iterable(schedule.ranks):
-        there[stage, microbatch, replica] |= bits[kind]
-    return there
-
-
-def _faultless(rule: WeightRule) -> frozenset[int]:
-    every = range(1 << len(_KINDS))
-    return frozenset(kinds for kinds in every if not _faults(kinds, rule))
 
 
 def _faults(kinds: int, rule: WeightRule) -> list[tuple[OpKind, str]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
+import numpy as np
+
 from penstock.errors import VerificationError
 from penstock.ir.ops import BACKWARD, GUESTS, MOVES, Op, OpKind
 from penstock.ir.program import Program
@@ -28,9 +30,9 @@ def check_offloading(schedule: Schedule) -> None:
     Raises:
         VerificationError: the op with its rank and position, and what is wrong with it.
     """
-    for rank, ops in enumerate(schedule.ranks):
-        if not any(op.kind in MOVES for op in ops):
-            continue
+    moving = np.isin(schedule.columns.kind, [*MOVES])
+    for rank in np.unique(schedule.columns.rank[moving]).tolist():
+        ops = schedule.ranks[rank]
         if not schedule.keepers or schedule.keepers[rank] == rank:
             at, op = next((at, op) for at, op in enumerate(ops) if op.kind in MOVES)
             raise VerificationError(
@@ -49,6 +51,8 @@ def check_guests(program: Program) -> None:
     Raises:
         VerificationError: the instruction with its rank, and its partner.
     """
+    if not np.isin(program.columns.kind, [*MOVES, *GUESTS]).any():
+        return
     keepers, placement = program.schedule.keepers, program.schedule.placement
     moved: dict[tuple[OpKind, int, int], list[Op]] = defaultdict(list)
     for rank, entries in enumerate(program.ranks):

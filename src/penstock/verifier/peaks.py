@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from itertools import accumulate
+from operator import itemgetter
 
+import numpy as np
+
+from penstock.ir.columns import ABSENT, Ints, codes, last_of, numbered
 from penstock.ir.ops import BACKWARD, ORDERED, RECEIVES, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Instruction, Program
 from penstock.ir.schedule import Schedule
 
 
-def peak_activations(ops: Iterable[Op]) -> int:
+def peak_activations(ops: Collection[Op]) -> int:
     """Returns the most microbatches of one chunk held between F and B or I; 0 where nothing is kept.
 
     What is offloaded is not held until it is reloaded.
     """
-    ops = tuple(ops)
-    if not any(op.kind in BACKWARD for op in ops):
-        return 0
-    return _peak(_HELD.get(op.kind, 0) for op in ops)
+    kinds = _kinds(ops)
+    return _peak(_HELD[kinds]) if np.isin(kinds, [*BACKWARD]).any() else 0
+
+
+def peak_deferred(ops: Collection[Op]) -> int:
+    """Returns the most microbatches of one chunk held between I and W."""
+    return _peak(_DEFERRED[_kinds(ops)])
 
 
 def peak_guests(schedule: Schedule) -> tuple[int, ...]:
@@ -31,22 +37,42 @@ def peak_guests(schedule: Schedule) -> tuple[int, ...]:
     """
     guests = [0] * schedule.num_ranks
     for keeper, ops in zip(schedule.keepers, schedule.ranks, strict=False):
-        guests[keeper] += _peak(_KEPT.get(op.kind, 0) for op in ops)
+        guests[keeper] += _peak(_KEPT[_kinds(ops)])
     return tuple(guests)
 
 
-def peak_deferred(ops: Iterable[Op]) -> int:
-    """Returns the most microbatches of one chunk held between I and W."""
-    return _peak(_DEFERRED.get(op.kind, 0) for op in ops)
+def _kinds(ops: Collection[Op]) -> Ints:
+    return np.fromiter(map(itemgetter(0), ops), np.int64, len(ops))
 
 
-_HELD = {OpKind.F: +1, OpKind.B: -1, OpKind.I: -1, OpKind.OFFLOAD: -1, OpKind.RELOAD: +1}
-_DEFERRED = {OpKind.I: +1, OpKind.W: -1}
-_KEPT = {OpKind.OFFLOAD: +1, OpKind.RELOAD: -1}
+def _changes(table: dict[OpKind, int]) -> Ints:
+    return np.array([table.get(kind, 0) for kind in OpKind])
 
 
-def _peak(steps: Iterable[int]) -> int:
-    return max(accumulate(steps, initial=0))
+_HELD = _changes({OpKind.F: +1, OpKind.B: -1, OpKind.I: -1, OpKind.OFFLOAD: -1, OpKind.RELOAD: +1})
+_DEFERRED = _changes({OpKind.I: +1, OpKind.W: -1})
+_KEPT = _changes({OpKind.OFFLOAD: +1, OpKind.RELOAD: -1})
+
+
+def _peak(steps: Ints) -> int:
+    return int(np.cumsum(steps).max(initial=0))
+
+
+def ring_sizes(program: Program) -> dict[Channel, int]:
+    """Returns for every channel, in order, how many buffers `receive_slots` fills at once."""
+    columns, receives = program.columns, program.links.receives
+    ops = np.flatnonzero(np.isin(columns.kind, [*ORDERED]))
+    both = np.concatenate([ops, receives.entry])
+    work = codes(*(column[both] for column in (columns.rank, columns.stage, columns.replica, columns.microbatch)))
+    last = np.append(ops, ABSENT)[last_of(work[: len(ops)], work[len(ops) :])]
+    apart = receives.channel * len(columns.kind)
+    freed = np.sort((apart + last)[last > receives.entry])
+    before = np.searchsorted(freed, apart + receives.entry) - np.searchsorted(freed, apart)
+    in_use = numbered(receives.channel) + 1 - before
+    _, starts = np.unique(receives.channel, return_index=True)
+    peaks = np.maximum.reduceat(in_use, starts).tolist() if len(starts) else []
+    places = map(columns.place, receives.entry[starts].tolist())
+    return {program.ranks[rank][at].channel: peak for (rank, at), peak in zip(places, peaks, strict=True)}  # type: ignore[union-attr]
 
 
 @dataclass

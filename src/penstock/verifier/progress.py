@@ -3,137 +3,40 @@
 An overlapped pair starts only once the inputs of both its ops exist. The optimizer step of a stage that several ranks
 hold waits for the reductions of all of them.
 
-Programs are straight lines, so one walk decides: which rank moves first changes nothing about where all of
-them end up. A walk that stops short leaves every unfinished rank waiting for one op elsewhere; following
-those arrows from any of them runs into a cycle, or into an op that never comes.
+What waits for what is known from the program alone, so one walk decides (`ir/waiting.py`). A walk that stops short
+leaves every unfinished rank waiting for one instruction elsewhere; following those arrows from any of them runs into a
+cycle, or into an instruction that never comes.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 from penstock.errors import VerificationError
-from penstock.ir.dependencies import CONSUMES, MESSAGE, Key, Value, ValueKind, carried, produced
-from penstock.ir.ops import GUESTS, MOVES, ORDERED, RECEIVES, SENDS, Channel, Op, OpKind, Transfer
-from penstock.ir.program import Instruction, Program
-from penstock.ir.steps import awaited_gradients, contributed, useful_products
+from penstock.ir.columns import ABSENT, Ints
+from penstock.ir.dependencies import Value, carried, consumed, produced
+from penstock.ir.ops import BACKWARD, GUESTS, MOVES, ORDERED, SENDS, Op, OpKind, Transfer
+from penstock.ir.program import Program
+from penstock.ir.steps import awaited_gradients, contributed
+from penstock.ir.waiting import NEVER, Waits, Walk
 
-_COPIES = MOVES | GUESTS
+_COPIES = (
+    (OpKind.HOST, OpKind.OFFLOAD),
+    (OpKind.RELOAD, OpKind.RETURN),
+    (OpKind.OFFLOAD, OpKind.RETURN),
+    *((OpKind.RETURN, kind) for kind in BACKWARD),
+)
+"""What comes before what, of one microbatch's activations that another rank keeps."""
 
 
-class _Place(NamedTuple):
-    rank: int
-    position: int
+class _Arrows(NamedTuple):
+    """Instruction `entry` waits for instruction `cause`, or, where that is ABSENT, for good."""
 
-
-class _State:
-    """How far every rank has come, and what exists there."""
-
-    def __init__(self, program: Program) -> None:
-        self.program = program
-        self.num_stages = program.schedule.num_stages
-        self.at = [0] * program.num_ranks
-        self.exists: list[set[Key]] = [set() for _ in range(program.num_ranks)]
-        self.posted: dict[Channel, int] = defaultdict(int)  # receives that no send has met yet
-        self.awaited = awaited_gradients(program.schedule)
-        self.blocked_by: list[Key | Channel | None] = [None] * program.num_ranks
-        self.made_by = useful_products(program.schedule)
-        self.awake = deque(range(program.num_ranks))
-
-    def advance(self, rank: int) -> None:
-        """Carries out what `rank` may run; wakes the ranks that wait for it."""
-        entries, pairs, exists = self.program.ranks[rank], self.program.pairs[rank], self.exists[rank]
-        for at in range(self.at[rank], len(entries)):
-            entry = entries[at]
-            self.at[rank] = at
-            if isinstance(entry, Transfer):
-                if not self.travel(entry):
-                    self.blocked_by[rank] = entry.channel
-                    return
-            elif entry[0] in _COPIES:
-                self.blocked_by[rank] = self.copy(entry)
-                if self.blocked_by[rank] is not None:
-                    return
-            elif entry[0] in ORDERED:
-                missing = self.missing(rank, entry, paired=at in pairs)
-                if missing is not None:
-                    self.blocked_by[rank] = missing
-                    return
-                kind, stage, microbatch, replica = entry
-                for value in self.made_by[kind]:
-                    exists.add((value, stage, microbatch, replica))
-            elif entry.kind == OpKind.REDUCE_GRAD:
-                for owner in self.program.schedule.placement.owners(entry.stage):
-                    self.give(owner, contributed(entry))
-        self.at[rank] = len(entries)
-
-    def travel(self, entry: Transfer) -> bool:
-        """Posts a receive, or sends if a receive is posted; returns whether that is so."""
-        kind, stage, microbatch, replica, channel = entry
-        source, target, _ = channel
-        if kind in RECEIVES:
-            self.posted[channel] += 1
-            if self.blocked_by[source] == channel:
-                self.wake(source)
-            return True
-        if self.posted[channel] <= 0:
-            return False
-        self.posted[channel] -= 1
-        value, offset = MESSAGE[kind]
-        self.give(target, (value, stage + offset, microbatch, replica))
-        return True
-
-    def copy(self, entry: Op) -> Key | Channel | None:
-        """Moves activations between a rank and its keeper, or posts a receive; returns what it has to wait for."""
-        kind, stage, microbatch, replica = entry
-        guest = self.program.schedule.placement.rank_of(stage, replica)
-        keeper = self.program.schedule.keepers[guest]
-        away, back = Channel(guest, keeper, OpKind.OFFLOAD), Channel(keeper, guest, OpKind.RELOAD)
-        saved: Key = (ValueKind.SAVED, stage, microbatch, replica)
-        offloaded: Key = (ValueKind.OFFLOADED, stage, microbatch, replica)
-        if kind in (OpKind.HOST, OpKind.RELOAD):
-            channel = away if kind == OpKind.HOST else back
-            self.posted[channel] += 1
-            if self.blocked_by[channel.source] == channel:
-                self.wake(channel.source)
-            return None
-        channel, target, value = (away, keeper, offloaded) if kind == OpKind.OFFLOAD else (back, guest, saved)
-        if kind == OpKind.RETURN and offloaded not in self.exists[keeper]:
-            return offloaded
-        if self.posted[channel] <= 0:
-            return channel
-        self.posted[channel] -= 1
-        if kind == OpKind.OFFLOAD:
-            self.exists[guest].discard(saved)
-        self.give(target, value)
-        return None
-
-    def give(self, rank: int, value: Key) -> None:
-        self.exists[rank].add(value)
-        if self.blocked_by[rank] == value:
-            self.wake(rank)
-
-    def wake(self, rank: int) -> None:
-        self.blocked_by[rank] = None
-        self.awake.append(rank)
-
-    def missing(self, rank: int, op: Op, *, paired: bool) -> Key | None:
-        """Returns what `op`, at which `rank` stands, still needs; if it starts a pair, what both ops need."""
-        exists = self.exists[rank]
-        awaited = self.awaited.get(op, ()) if self.awaited else ()
-        for each in (op, self.program.ranks[rank][self.at[rank] + 1]) if paired else (op,):
-            kind, stage, microbatch, replica, *_ = each
-            for value, offset in CONSUMES[kind]:
-                maker = stage + offset
-                if 0 <= maker < self.num_stages:
-                    key = (value, maker, microbatch, replica)
-                    if key not in exists:
-                        return key
-            for key in awaited if each is op else ():
-                if key not in exists:
-                    return key
-        return None
+    entry: Ints
+    cause: Ints
 
 
 def check_progress(program: Program) -> None:
@@ -142,66 +45,126 @@ def check_progress(program: Program) -> None:
     Raises:
         VerificationError: the cycle: each op with rank and position, and the op it waits for.
     """
-    state = _State(program)
-    while state.awake:
-        state.advance(state.awake.popleft())
-    stuck = [rank for rank in range(program.num_ranks) if state.at[rank] < len(program.ranks[rank])]
+    arrows = _arrows(program)
+    columns = program.columns
+    rank = columns.rank[np.where(arrows.cause == ABSENT, arrows.entry, arrows.cause)]
+    walk = Walk(columns.first, Waits(arrows.entry, rank, np.where(arrows.cause == ABSENT, NEVER, arrows.cause + 1)))
+    stuck = walk.run()
     if stuck:
-        raise VerificationError(_counter_example(program, state, stuck[0]))
+        causes = {rank: int(arrows.cause[wait]) for rank, wait in stuck.items()}
+        raise VerificationError(_counter_example(program, walk.reached, causes))
 
 
-def _counter_example(program: Program, state: _State, rank: int) -> str:
-    """Returns the cycle that the waits of the stuck ranks run into, one line an op."""
+def _arrows(program: Program) -> _Arrows:
+    """Returns everything that waits for something on another rank, or in vain."""
+    sends, receives, meets, taker, takes, lacking, maker, *_ = program.links
+    met = np.full(len(sends.entry), ABSENT)
+    met[meets[meets != ABSENT]] = receives.entry[meets != ABSENT]
+    others = np.array([*_copies(program), *_steps(program)], np.int64).reshape(-1, 2)
+    entry = np.concatenate([sends.entry, lacking.entry, taker, others[:, 0]])
+    cause = np.concatenate([met, maker, np.append(sends.entry, ABSENT)[meets[takes]], others[:, 1]])
+    order = np.argsort(entry, kind="stable")  # of a pair, what its first op needs comes first
+    return _Arrows(entry[order] - program.ends_pair[entry[order]], cause[order])
+
+
+def _copies(program: Program) -> Iterator[tuple[int, int]]:
+    """Yields what waits for what when activations move to the rank that keeps them, and back."""
+    columns = program.columns
+    if not np.isin(columns.kind, [*MOVES, *GUESTS]).any():
+        return
+    at = {entry[:4]: number for number, (_, _, entry) in enumerate(program.instructions())}
+    for before, after in _COPIES:
+        for (kind, stage, microbatch, replica), number in at.items():
+            cause = at.get((before, stage, microbatch, replica))
+            if kind == after and cause is not None:
+                yield number, cause
+
+
+def _steps(program: Program) -> Iterator[tuple[int, int]]:
+    """Yields what optimizer steps wait for: the reductions of the stage's other owners."""
+    awaited = awaited_gradients(program.schedule)
+    if not awaited:
+        return
+    numbers = {entry: number for number, (_, _, entry) in enumerate(program.instructions())}
+    given = {
+        contributed(entry): at
+        for entry, at in numbers.items()
+        if isinstance(entry, Op) and entry.kind == OpKind.REDUCE_GRAD
+    }
+    for step, values in awaited.items():
+        for value in values:
+            yield numbers[step], given.get(value, ABSENT)
+
+
+def _counter_example(program: Program, reached: list[int], causes: dict[int, int]) -> str:
+    """Returns the cycle that the waits of the stuck ranks run into, one line an op.
+
+    Args:
+        program: the program.
+        reached: per rank the instruction at which it stands.
+        causes: stuck rank -> the instruction that it waits for.
+    """
     path: list[int] = []
     lines: dict[int, str] = {}
-    following: int | None = rank
+    following: int | None = next(iter(causes))
     while following is not None and following not in lines:
         path.append(following)
-        place = _Place(following, state.at[following])
-        entry = program.ranks[following][place.position]
-        target, why = _awaited(program, state, following, entry)
-        where = "" if target is None else f" (rank {target.rank} position {target.position})"
-        text = _text(program, place)
-        lines[following] = f"  rank {place.rank} position {place.position}: {text} waits for {why}{where}"
-        following = None if target is None else target.rank
+        rank, position = program.columns.place(reached[following])
+        cause = _not_run(program, reached, causes[rank])
+        if cause == ABSENT:
+            waits, following = _missing(program, reached[rank]), None
+        else:
+            following, at = program.columns.place(cause)
+            other = program.ranks[following][at]
+            received = isinstance(other, Transfer) and other.kind not in SENDS
+            waits = f"{'its receive ' if received else ''}{other} (rank {following} position {at})"
+        lines[rank] = f"  rank {rank} position {position}: {_text(program, rank, position)} waits for {waits}"
     cycle = path[path.index(following) :] if following is not None else path
     name = program.schedule.name
     head = f"{name} deadlocks, in a cycle:" if following is not None else f"{name} cannot go on:"
     return "\n".join([head, *(lines[member] for member in cycle)])
 
 
-def _text(program: Program, place: _Place) -> str:
-    entries = program.ranks[place.rank]
-    size = 2 if place.position in program.pairs[place.rank] else 1
-    return "+".join(map(str, entries[place.position : place.position + size]))
+def _text(program: Program, rank: int, position: int) -> str:
+    size = 2 if position in program.pairs[rank] else 1
+    return "+".join(map(str, program.ranks[rank][position : position + size]))
 
 
-def _awaited(program: Program, state: _State, rank: int, entry: Instruction) -> tuple[_Place | None, str]:
-    """Returns where the thing is that `entry` waits for, and what it is."""
+def _not_run(program: Program, reached: list[int], cause: int) -> int:
+    """Returns `cause`, or where it is a send, and the op that makes its value has not run, that op."""
+    if cause == ABSENT:
+        return cause
+    rank, position = program.columns.place(cause)
+    entry = program.ranks[rank][position]
+    first = int(program.columns.first[rank])
+    if isinstance(entry, Transfer) and entry.kind in SENDS:
+        value = carried(entry)
+        for at in range(reached[rank], cause):
+            other = program.ranks[rank][at - first]
+            if isinstance(other, Op) and other.kind in ORDERED and value in produced(other):
+                return at
+    return cause
+
+
+def _missing(program: Program, number: int) -> str:
+    """Returns what never comes that the instruction waits for."""
+    rank, position = program.columns.place(number)
+    entries = program.ranks[rank][position : position + (2 if position in program.pairs[rank] else 1)]
+    values: list[Value] = []
+    for entry in entries:
+        if isinstance(entry, Transfer):
+            return "a receive that is never posted"
+        values += consumed(entry, program.schedule.num_stages)
+    made = {value for _, _, other in program.instructions() for value in _gives(other)}
+    value = next((value for value in values if value not in made), None)
+    if value is None:
+        return "what its rank never receives"
+    return f"the {value.kind.name.lower()} of stage {value.stage} microbatch {value.microbatch}, never made"
+
+
+def _gives(entry: Op | Transfer) -> list[Value]:
     if isinstance(entry, Transfer):
-        peer = entry.channel.target
-        for position, other in enumerate(program.ranks[peer]):
-            if isinstance(other, Transfer) and other.kind in RECEIVES and carried(other) == carried(entry):
-                return _Place(peer, position), f"its receive {other}"
-        return None, "a receive that is never posted"
-    blocked_by = state.blocked_by[rank]
-    if isinstance(blocked_by, Channel):
-        partner = Op(OpKind.HOST if entry.kind == OpKind.OFFLOAD else OpKind.RELOAD, *entry[1:4])
-        return _Place(blocked_by.target, program.ranks[blocked_by.target].index(partner)), str(partner)
-    assert blocked_by is not None, "a rank that stands at an op lacks a value"
-    value = Value(ValueKind(blocked_by[0]), *blocked_by[1:])
-    for other_rank, position, other in program.instructions():
-        ran = position < state.at[other_rank]
-        if isinstance(other, Transfer):
-            makes = other.kind in SENDS and carried(other) == value
-        elif other.kind == OpKind.REDUCE_GRAD:
-            makes = contributed(other) == value
-        elif other.kind in _COPIES:
-            gives = {OpKind.OFFLOAD: ValueKind.OFFLOADED, OpKind.RETURN: ValueKind.SAVED}.get(other.kind)
-            makes = (gives, *other[1:]) == value
-        else:
-            makes = other.kind in ORDERED and value in produced(other)
-        if makes and not ran:  # what has run is not waited for, but its send is
-            return _Place(other_rank, position), str(other)
-    what = f"{value.kind.name.lower()} of stage {value.stage} microbatch {value.microbatch}"
-    return None, f"the {what}, never made"
+        return []
+    if entry.kind == OpKind.REDUCE_GRAD:
+        return [contributed(entry)]
+    return produced(entry) if entry.kind in ORDERED else []

@@ -13,7 +13,7 @@ from penstock.lowering import lower
 from penstock.verifier.completeness import check_completeness, check_order
 from penstock.verifier.messages import check_messages
 from penstock.verifier.offloading import check_guests, check_offloading
-from penstock.verifier.peaks import peak_activations, peak_deferred, peak_guests, receive_slots
+from penstock.verifier.peaks import peak_activations, peak_deferred, peak_guests, ring_sizes
 from penstock.verifier.progress import check_progress
 from penstock.verifier.reductions import check_reductions
 from penstock.verifier.weights import weights_of
@@ -76,8 +76,8 @@ def verify(subject: Schedule | Program) -> Proof:
     return Proof(
         program,
         tuple(peak_activations(ops) + kept for ops, kept in zip(schedule.ranks, guests, strict=True)),
-        tuple(peak_deferred(ops) for ops in schedule.ranks),
-        tuple((channel, slots.capacity) for channel, slots in sorted(receive_slots(program).items())),
+        tuple(map(peak_deferred, schedule.ranks)),
+        tuple(ring_sizes(program).items()),
         weights.versions,
         weights.staleness,
         guests,

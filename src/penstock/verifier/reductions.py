@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from penstock.errors import VerificationError
 from penstock.ir.ops import NO_MICROBATCH, Op, OpKind
 from penstock.ir.program import Instruction, Program
@@ -36,13 +38,8 @@ def check_reductions(program: Program) -> None:
 
 def _reductions(program: Program) -> list[tuple[int, int, Instruction]]:
     """Returns `(rank, position, reduction)` for every reduction, rank by rank."""
-    reduces = OpKind.REDUCE_GRAD
-    return [
-        (rank, position, entry)
-        for rank, entries in enumerate(program.ranks)
-        for position, entry in enumerate(entries)
-        if entry[0] == reduces
-    ]
+    places = map(program.columns.place, np.flatnonzero(program.columns.kind == OpKind.REDUCE_GRAD).tolist())
+    return [(rank, position, program.ranks[rank][position]) for rank, position in places]
 
 
 def _check_once(program: Program, found: list[tuple[int, int, Instruction]]) -> None:

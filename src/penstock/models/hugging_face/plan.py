@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from penstock.errors import ModelError
 
@@ -15,7 +18,7 @@ class Parts:
     """The parts of a model by their names in it.
 
     Attributes:
-        base: the inner model that holds embedding and layers, "" where the model is that itself.
+        base: the inner model that holds embedding and layers, e.g. "model"; "" where the model is that itself.
         before: what runs before the layers, e.g. "model.embed_tokens".
         layers: the list of layers, e.g. "model.layers".
         after: what runs after them, e.g. "model.norm" and "lm_head".
@@ -50,17 +53,14 @@ def parts_of(model: Any) -> Parts:
     reason = CANNOT.get(kind)
     if reason:
         raise ModelError(f"{type(model).__name__} cannot be cut into stages: {reason}")
-    base_name = getattr(model, "base_model_prefix", "")
-    base = getattr(model, base_name, None) if base_name else None
-    if not isinstance(base, nn.Module):
-        base_name, base = "", model
+    base_name = _path_to_layers(model)
+    base = model.get_submodule(base_name)
     prefix = f"{base_name}." if base_name else ""
     plan = getattr(base, "_pp_plan", None) or getattr(model.config, "base_model_pp_plan", None)
     before, layers, after = _by_plan(list(plan), base) if plan else _by_structure(base)
     after = [*BEFORE_NORM.get(kind, ()), *after]
-    head = tuple(
-        name for name, child in model.named_children() if base_name and name != base_name and _has_state(child)
-    )
+    outer = base_name.split(".")[0]
+    head = tuple(name for name, child in model.named_children() if base_name and name != outer and _has_state(child))
     found = Parts(
         base_name,
         tuple(prefix + name for name in before),
@@ -68,7 +68,25 @@ def parts_of(model: Any) -> Parts:
         tuple(prefix + name for name in after) + head,
     )
     _check_cover(model, found)
-    return found
+    return found if plan else _in_order(model, found)
+
+
+def _path_to_layers(model: nn.Module) -> str:
+    """Returns the name of the inner model: down from the outermost, by the one child that has a list of layers."""
+    path: list[str] = []
+    inner = model
+    while not any(_is_list(child) for child in inner.children()):
+        holding = [name for name, child in inner.named_children() if any(map(_is_list, child.modules()))]
+        if len(holding) != 1:
+            what = f"lists of layers in {', '.join(holding)}" if holding else "no list of layers"
+            raise ModelError(f"{type(model).__name__} has {what}; a model with one list of blocks can be cut")
+        path.append(holding[0])
+        inner = inner.get_submodule(holding[0])
+    return ".".join(path)
+
+
+def _is_list(module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleList) and len(module) > 0 and _has_state(module)
 
 
 def _by_plan(names: list[str], base: nn.Module) -> tuple[list[str], str, list[str]]:
@@ -86,7 +104,7 @@ def _by_plan(names: list[str], base: nn.Module) -> tuple[list[str], str, list[st
 def _by_structure(base: nn.Module) -> tuple[list[str], str, list[str]]:
     """Returns the parts in the order in which the base model declares them, around its one list of blocks."""
     children = [(name, child) for name, child in base.named_children()]
-    lists = [name for name, child in children if isinstance(child, nn.ModuleList) and len(child) and _has_state(child)]
+    lists = [name for name, child in children if _is_list(child)]
     if len(lists) != 1:
         what = f"{len(lists)} lists of layers ({', '.join(lists)})" if lists else "no list of layers"
         raise ModelError(f"{type(base).__name__} has {what}; a model with one list of blocks can be cut")
@@ -100,6 +118,77 @@ def _by_structure(base: nn.Module) -> tuple[list[str], str, list[str]]:
 
 def _has_state(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
+
+
+def _in_order(model: Any, parts: Parts) -> Parts:
+    """Returns the parts in the order in which a forward comes to them.
+
+    Raises:
+        ModelError: the forward fails, or a part runs both before and after the layers.
+    """
+    name = type(model).__name__
+    last = f"{parts.layers}.{len(model.get_submodule(parts.layers)) - 1}"
+    watched = [*parts.before, f"{parts.layers}.0", last, *parts.after]
+    called = _followed(model, watched)
+    early = list(dict.fromkeys(called[: called.index(f"{parts.layers}.0")]))
+    late = list(dict.fromkeys(called[called.index(last) + 1 :]))
+    twice = [part for part in early if part in late]
+    if twice or not early:
+        what = f"{twice[0]} runs before and after its layers" if twice else "nothing runs before its layers"
+        raise ModelError(f"{name} cannot be cut into stages: {what}")
+    idle = [part for part in (*parts.before, *parts.after) if part not in called]
+    return Parts(parts.base, tuple(early), parts.layers, (*idle, *late))
+
+
+class _Anything(TorchFunctionMode):
+    """Answers every question about a number with yes: on the meta device there are none."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.Tensor.__bool__, torch.Tensor.item, torch.Tensor.__int__, torch.Tensor.__index__):
+            return True if func is torch.Tensor.__bool__ else 1
+        return func(*args, **(kwargs or {}))
+
+
+_one_at_a_time = threading.Lock()
+"""Threads of one process (loopback ranks) may cut the same model."""
+
+
+def _followed(model: Any, watched: list[str]) -> list[str]:
+    """Returns the order in which a forward on four ids calls the `watched` modules.
+
+    On a twin without numbers where that works, else on the model itself, in eval mode and without gradients.
+    """
+
+    def run(followed: Any, device: torch.device) -> list[str]:
+        called: list[str] = []
+        hooks = [
+            followed.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: called.append(name))
+            for name in watched
+        ]
+        training = followed.training
+        try:
+            with torch.no_grad():
+                followed.eval()(input_ids=torch.ones(1, 4, dtype=torch.long, device=device), use_cache=False)
+        finally:
+            followed.train(training)
+            for hook in hooks:
+                hook.remove()
+        return called
+
+    try:
+        with torch.device("meta"), _Anything():
+            return run(type(model)(model.config), torch.device("meta"))
+    except Exception:  # whatever the model's own code raises where there are no numbers
+        try:
+            with _one_at_a_time:
+                return run(model, next(model.parameters()).device)
+        except Exception as error:
+            raise ModelError(
+                f"{type(model).__name__} declares no pipeline plan, and the forward that would show the order of its "
+                f"parts failed: {type(error).__name__}: {error}"
+            ) from error
 
 
 def _check_cover(model: nn.Module, parts: Parts) -> None:

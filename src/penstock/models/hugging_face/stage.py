@@ -33,6 +33,10 @@ class _Reached(Exception):  # no error: the model's forward has come to the next
 class _Stop(nn.Module):
     """Stands for the first part of the next stage: ends the forward with what that part is given."""
 
+    def __init__(self, like: nn.Module) -> None:
+        super().__init__()
+        _imitate(self, like)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Raises what carries the hidden states out of the model's forward."""
         raise _Reached(_hidden_of(args, kwargs))
@@ -46,9 +50,7 @@ class _Pass(nn.Module):
         self._entering = entering
         kind: Any = type(like)
         self._gives_tuple = gives_tuple(kind)
-        for name, value in vars(like).items():
-            if name not in self.__dict__ and not name.startswith("_"):
-                setattr(self, name, value)  # attention_type, layer_idx, …: the model's forward may look at them
+        _imitate(self, like)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the hidden states that entered, in the form that the layer has."""
@@ -60,17 +62,28 @@ class _Blank(nn.Module):
 
     def __init__(self, like: nn.Module, entering: list[Tensor]) -> None:
         super().__init__()
-        self._width = getattr(like, "embedding_dim", None)
+        self._width = getattr(like, "embedding_dim", getattr(like, "out_features", None))
         self._entering = entering
+        _imitate(self, like)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Returns zeros of the shape that the embedding's output has."""
         given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         hidden = self._entering[0]
-        if given.is_floating_point():
-            return given
-        width = self._width or hidden.shape[-1]
-        return hidden.new_zeros(()).expand(*given.shape, width)
+        if self._width is None and given.dim() == hidden.dim():
+            return given  # a norm or a dropout on the embedding
+        rows = given.shape if given.dim() < hidden.dim() else given.shape[:-1]
+        return hidden.new_zeros(()).expand(*rows, self._width or hidden.shape[-1])
+
+
+def _imitate(stand_in: nn.Module, like: nn.Module) -> None:
+    """Gives a stand-in what a model's forward may look at: attention_type, layer_idx, …, and its weight's type."""
+    for name, value in vars(like).items():
+        if name not in stand_in.__dict__ and not name.startswith("_"):
+            setattr(stand_in, name, value)
+    weight = getattr(like, "weight", None)
+    if isinstance(weight, Tensor):
+        vars(stand_in)["weight"] = weight.detach().new_empty(0)
 
 
 class HuggingFaceStage(nn.Module):
@@ -111,7 +124,7 @@ class HuggingFaceStage(nn.Module):
         inside = [int(name.rsplit(".", 1)[1]) for name in units if name.startswith(f"{parts.layers}.")]
         end = inside[-1] + 1 if inside else (0 if self._is_first else len(layers))
         row = [
-            layer if index in inside else (_Pass(self._entering, layer) if index < end else _Stop())
+            layer if index in inside else (_Pass(self._entering, layer) if index < end else _Stop(layer))
             for index, layer in enumerate(layers)
         ]
         _replace(shell, parts.layers, nn.ModuleList(row))
@@ -124,7 +137,11 @@ class HuggingFaceStage(nn.Module):
                 earlier = False
             else:
                 passed = earlier and self._is_last and not inside
-                _replace(shell, name, _Pass(self._entering, shell.get_submodule(name)) if passed else _Stop())
+                _replace(
+                    shell,
+                    name,
+                    _Pass(self._entering, shell.get_submodule(name)) if passed else _Stop(shell.get_submodule(name)),
+                )
 
     def _key_random_numbers(self, module: nn.Module, place: int) -> None:
         def enter(*_: Any) -> None:
@@ -214,10 +231,11 @@ def _hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 
 
 def _shell(model: nn.Module, base: str) -> nn.Module:
-    """Returns a copy of the model and of its inner model that share all parts with them."""
-    shell = _copied(model)
-    if base:
-        shell._modules[base] = _copied(model.get_submodule(base))
+    """Returns a copy of the model, and of what is in it down to its inner model, that share all parts with them."""
+    shell = inner = _copied(model)
+    for name in filter(None, base.split(".")):
+        inner._modules[name] = _copied(inner.get_submodule(name))
+        inner = inner.get_submodule(name)
     return shell
 
 

@@ -16,8 +16,9 @@ Why nothing is left behind: the memory has no name. It comes from memfd_create, 
 connection whose address, in Linux's abstract namespace, is no file either. When both processes are gone, so is it. The
 size limit of /dev/shm does not apply.
 
-A process that waits first asks for a few dozen microseconds, giving way to others each time, and then sleeps in the
-kernel. The connection stays open: when its other end closes, the other process has gone or left.
+A process that waits sleeps in the kernel. Where the last such wait was short it first asks for a few dozen
+microseconds, since to wake a core takes as long. The connection stays open: when its other end closes, the other
+process has gone or left.
 """
 
 from penstock.runtime.shared_memory.host_lanes import HostLanes

@@ -33,6 +33,9 @@ _MESSAGES = 4
 _SPIN_SECONDS = 60e-6
 """How long a wait asks before it sleeps: what it takes to wake a sleeping core."""
 
+_SELDOM = 8
+"""Of so many waits one asks although the last one that did asked in vain, as where ranks share a core."""
+
 _LOOK_SECONDS = 0.1
 """How often one that sleeps looks whether the other end is still there."""
 
@@ -63,6 +66,8 @@ class Patience:
     watch: Watch
     timeout_seconds: float
     stuck: set[SendLane] = field(default_factory=set)
+    _waits: int = 0
+    _asking: bool = False
 
     def take(self, count: int, lane: _Lane) -> None:
         """Takes one from the semaphore at address `count`, waiting for the other end of `lane`.
@@ -73,11 +78,9 @@ class Patience:
         if semaphore.take(count):
             return
         begin = time.perf_counter()
-        spin = begin + _SPIN_SECONDS
-        while time.perf_counter() < spin:
-            os.sched_yield()  # where ranks share a core, the other one runs now
-            if semaphore.take(count):
-                return
+        self._waits += 1
+        if (self._asking or self._waits % _SELDOM == 0) and self._asked(count, begin + _SPIN_SECONDS):
+            return
         cursor = self.watch.cursor
         cursor.waiting_for = lane.peer
         looked = begin
@@ -90,6 +93,19 @@ class Patience:
                 if self._look(count, lane, now - begin):
                     break
         cursor.waiting_for = -1
+
+    def _asked(self, count: int, until: float) -> bool:
+        """Returns whether it came while this rank kept asking; notes whether to ask the next time.
+
+        It does not give the core away: what else runs there would keep it for milliseconds, while one that sleeps
+        gets it back at once.
+        """
+        self._asking = False
+        while time.perf_counter() < until:
+            if semaphore.take(count):
+                self._asking = True
+                break
+        return self._asking
 
     def _look(self, count: int, lane: _Lane, waited: float) -> bool:
         """Returns whether what was waited for has come at the last moment; raises where it will not come."""
