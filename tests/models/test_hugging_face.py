@@ -16,7 +16,7 @@ from penstock.models.hugging_face import causal_lm_loss, token_count
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from tests.models.tiny import LENGTH, VOCABULARY, model_types, tiny
+    from tests.models.tiny import LENGTH, VOCABULARY, WITHOUT_PLAN, model_types, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -79,6 +79,22 @@ def test_logits_loss_and_gradients_are_the_unsplit_models(model_type: str):
     model = tiny(model_type)
     for p, schedule in ((2, "zb_h1"), (4, "one_f_one_b")):
         check(model, {"input_ids": ids()}, ids(), p=p, schedule=schedule)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "opt", "mamba", "olmoe"])
+def test_a_model_without_a_plan_is_cut_where_its_own_forward_shows_its_parts(model_type: str):
+    """OPT declares its final norm before its layers, which once put it on the wrong stage without a word."""
+    model = tiny(model_type)
+    check(model, {"input_ids": ids()}, ids(), p=2)
+    check(model, {"input_ids": ids()}, ids(), p=4, schedule="zb_h1")
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("model_type", sorted(set(WITHOUT_PLAN) - {"gpt2", "opt", "mamba", "olmoe"}))
+def test_every_known_class_without_a_plan_holds(model_type: str):
+    model = tiny(model_type)
+    for p in (2, 4):
+        check(model, {"input_ids": ids()}, ids(), p=p)
 
 
 @pytest.mark.models

@@ -59,6 +59,14 @@ NEEDS: dict[str, dict[str, Any]] = {
 """Model type -> what it needs beyond the general rule."""
 
 
+WITHOUT_PLAN = (
+    "biogpt", "bitnet", "bloom", "codegen", "diffllama", "falcon", "falcon_mamba", "gpt2", "gpt_bigcode", "gpt_neo",
+    "gpt_neox_japanese", "gptj", "granitemoe", "granitemoehybrid", "granitemoeshared", "jamba", "jetmoe", "lfm2",
+    "llama4_text", "mamba", "mpt", "nemotron", "olmoe", "openai-gpt", "opt", "persimmon", "phimoe", "stablelm",
+)  # fmt: skip
+"""Decoders that declare no plan: their parts are found by following a forward."""
+
+
 def model_types(*, planned: bool) -> list[str]:
     """Returns the model types of causal language models that declare a pipeline plan, or those that do not."""
     return [
