@@ -68,7 +68,8 @@ def main() -> None:
         TABLE,
         "",
         f"The causal language models of transformers {transformers.__version__}, each built tiny from its "
-        "configuration, cut in two and in four, and compared with the unsplit model: logits, loss and every gradient to 1e-12 in fp64.",
+        "configuration, cut in two and in four, and compared with the unsplit model: logits, loss and every gradient "
+        "to 1e-12 in fp64.",
         f"{holds} hold, {planned_holds} of them of the {len(model_types(planned=True))} that declare a plan. "
         "`python docs/models_table.py` makes this table.",
         "",

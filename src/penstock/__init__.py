@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from penstock.partition import Partition
     from penstock.runtime import (
         LoopbackTransport,
+        LossScaler,
         Pipeline,
         Recompute,
         Transport,
@@ -86,6 +87,7 @@ _HOMES = {
     "partition": ("Partition",),
     "runtime": (
         "LoopbackTransport",
+        "LossScaler",
         "Pipeline",
         "Recompute",
         "Transport",
@@ -131,6 +133,7 @@ __all__ = [
     "Device",
     "Link",
     "LoopbackTransport",
+    "LossScaler",
     "Op",
     "OpKind",
     "Partition",

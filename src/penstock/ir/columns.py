@@ -93,8 +93,10 @@ def _closed_up(code: Ints, size: int) -> tuple[Ints, int]:
         return code, len(found)
     there = np.zeros(size, np.bool_)
     there[code] = True
-    numbers = np.cumsum(there, dtype=np.int64)
-    return numbers[code] - 1, int(numbers[-1])
+    found = np.flatnonzero(there)
+    numbers = np.empty(size, np.int64)
+    numbers[found] = np.arange(len(found))
+    return numbers[code], len(found)
 
 
 def first_of(found: Ints, wanted: Ints) -> Ints:

@@ -122,7 +122,10 @@ def _scale(numbers: Floats, total: float) -> tuple[float, bool]:
     fractions = [Fraction(float(number)).limit_denominator(1_000_000) for number in numbers if number]
     if not fractions:
         return 1.0, True
-    if all(abs(float(fraction) - number) < 1e-12 * number for fraction, number in zip(fractions, numbers[numbers != 0], strict=True)):
+    if all(
+        abs(float(fraction) - number) < 1e-12 * number
+        for fraction, number in zip(fractions, numbers[numbers != 0], strict=True)
+    ):
         common = lcm(*(fraction.denominator for fraction in fractions))
         shared = gcd(*(int(fraction * common) for fraction in fractions))
         if total * common / shared < _LARGEST:
@@ -203,9 +206,7 @@ def _hint(problem: Problem, found: Found) -> dict[tuple[int, int], float]:
 
     starts = np.zeros(found.words.shape)
     ends = np.zeros((2, problem.num_stages, problem.num_microbatches))
-    run_words(
-        found.words, found.lengths, problem.seconds, problem.down, problem.up, starts, ends[0], ends[1]
-    )
+    run_words(found.words, found.lengths, problem.seconds, problem.down, problem.up, starts, ends[0], ends[1])
     back, hint, turns = int(problem.backward_kind), {}, dict[int, int]()
     for rank, length in enumerate(found.lengths):
         for position in range(length):

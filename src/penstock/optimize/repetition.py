@@ -44,9 +44,7 @@ def time_of(problem: Problem, words: Ints, lengths: Ints) -> float | None:
     """Returns what these words take by the objective; None where ranks wait for one another for good."""
     starts = np.zeros(words.shape)
     ends = np.zeros((2, problem.num_stages, problem.num_microbatches))
-    makespan, span = run_words(
-        words, lengths, problem.seconds, problem.down, problem.up, starts, ends[0], ends[1]
-    )
+    makespan, span = run_words(words, lengths, problem.seconds, problem.down, problem.up, starts, ends[0], ends[1])
     return None if makespan < 0 else makespan if problem.objective == "makespan" else span
 
 

@@ -233,9 +233,7 @@ class _Known:
 
     def schedule(self, found: Found) -> Callable[[], Schedule]:
         problem = self.problem
-        return lambda: schedule_of(
-            "optimized", problem.placement, problem.num_microbatches, found.words, found.lengths
-        )
+        return lambda: schedule_of("optimized", problem.placement, problem.num_microbatches, found.words, found.lengths)
 
     def add_candidate(self, found: Found, make: Callable[[], Schedule]) -> None:
         self.candidates.append(_Candidate(self.problem, found.value, found.source, make))

@@ -3,6 +3,7 @@
 from penstock.runtime.delays import nesterov_look_ahead, pipemare_delays, pipemare_learning_rate
 from penstock.runtime.distributed import DistributedTransport
 from penstock.runtime.loopback import LoopbackTransport, run_ranks
+from penstock.runtime.loss_scale import LossScaler
 from penstock.runtime.pipeline import Pipeline
 from penstock.runtime.recompute import Recompute
 from penstock.runtime.split_backward import register_weight_gradient
@@ -11,6 +12,7 @@ from penstock.runtime.transport import Pending, Transport
 __all__ = [
     "DistributedTransport",
     "LoopbackTransport",
+    "LossScaler",
     "Pending",
     "Pipeline",
     "Recompute",

@@ -22,6 +22,7 @@ from penstock.runtime.clipping import clip, total_norm
 from penstock.runtime.cursor import Cursor
 from penstock.runtime.duties import Duties, duties_of
 from penstock.runtime.engine import Engine
+from penstock.runtime.evaluating import eval_mode
 from penstock.runtime.feed import Call, Ends, Feed, WeightFunction
 from penstock.runtime.links import Links
 from penstock.runtime.measured import decode_record, encode_record, measured_timeline
@@ -234,13 +235,14 @@ class Pipeline:
         """Microbatches per step, m."""
         return self.schedule.num_microbatches
 
-    def step(self, inputs: Any = None, targets: Any = None) -> torch.Tensor:
+    def step(self, inputs: Any = None, targets: Any = None, *, loss_scale: float = 1.0) -> torch.Tensor:
         """Returns the loss of one step, the same number on every rank; gradients are added to `.grad`.
 
         Args:
             inputs: a tensor, or a tuple, list or dict of tensors, with the batch as first dimension; needed on every
                 rank whose `has_first_stage` is true, ignored elsewhere.
             targets: likewise, needed where `has_last_stage` is true.
+            loss_scale: gradients are this many times larger; see `LossScaler`.
 
         Raises:
             BatchError: a batch that does not divide into the microbatches, or the arguments of another rank.
@@ -250,7 +252,7 @@ class Pipeline:
         self._need_loss()
         sizes = partial(even_sizes, num_microbatches=self.num_microbatches)
         with self._calling("step"):
-            loss = self._loss(self._run("step", inputs, targets, sizes))
+            loss = self._loss(self._run("step", inputs, targets, sizes, loss_scale))
         self.steps_done += 1
         return loss
 
@@ -262,7 +264,7 @@ class Pipeline:
         """
         self._need_loss()
         sizes = partial(ragged_sizes, num_microbatches=self.num_microbatches)
-        with self._calling("evaluate"), self._eval_mode():
+        with self._calling("evaluate"), eval_mode([work.module for work in self._stages.values()]):
             return self._loss(self._run("evaluate", inputs, targets, sizes))
 
     def forward(self, inputs: Any = None, *, broadcast: bool = False) -> Any:
@@ -276,7 +278,7 @@ class Pipeline:
         """
         sizes = partial(ragged_sizes, num_microbatches=self.num_microbatches)
         name = "forward(broadcast=True)" if broadcast else "forward"
-        with self._calling(name), self._eval_mode():
+        with self._calling(name), eval_mode([work.module for work in self._stages.values()]):
             batch = self._run(name, inputs, None, sizes)
             mine = self.rank == self._last_rank
             output = joined([batch.outputs[i] for i in range(len(batch.outputs))]) if mine else None
@@ -456,11 +458,14 @@ class Pipeline:
         finally:
             cursor.call, cursor.waiting_for = "", -1
 
-    def _run(self, name: str, inputs: Any, targets: Any, sizes: Callable[[int], list[int]]) -> StepBatch:
+    def _run(
+        self, name: str, inputs: Any, targets: Any, sizes: Callable[[int], list[int]], loss_scale: float = 1.0
+    ) -> StepBatch:
         """Runs one call: agreement, then the program; on every rank alike."""
         training = name == "step"
         call = Call(name, self._calls, inputs, targets, sizes, [p.requires_grad for p in self._parameters])
         batch, agreed = self._feed.prepare(call, training=training, step=self.steps_done)
+        batch.starts = [start * loss_scale for start in batch.starts]
         self._under_way = True
         engine = self._training if training else self._evaluation(len(sizes(agreed.inputs)))
         engine.run(batch, signature=agreed.signature)
@@ -488,14 +493,3 @@ class Pipeline:
                 loss = self._replicas.sum_tensor(loss)
         self._transport.broadcast(loss, self._last_rank)
         return loss
-
-    @contextmanager
-    def _eval_mode(self) -> Iterator[None]:
-        modes = [(module, module.training) for work in self._stages.values() for module in work.module.modules()]
-        try:
-            for work in self._stages.values():
-                work.module.eval()
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
