@@ -28,7 +28,8 @@ if TYPE_CHECKING:
         schedule_from_json,
         schedule_to_json,
     )
-    from penstock.partition import Partition
+    from penstock.optimize import Optimized, Search, optimize_schedule
+    from penstock.partition import Balanced, LayerCosts, Partition, best_partition
     from penstock.runtime import (
         LoopbackTransport,
         LossScaler,
@@ -84,7 +85,8 @@ _HOMES = {
         "schedule_from_json",
         "schedule_to_json",
     ),
-    "partition": ("Partition",),
+    "optimize": ("Optimized", "Search", "optimize_schedule"),
+    "partition": ("Balanced", "LayerCosts", "Partition", "best_partition"),
     "runtime": (
         "LoopbackTransport",
         "LossScaler",
@@ -129,13 +131,16 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Balanced",
     "Cluster",
     "Device",
+    "LayerCosts",
     "Link",
     "LoopbackTransport",
     "LossScaler",
     "Op",
     "OpKind",
+    "Optimized",
     "Partition",
     "PenstockError",
     "Pipeline",
@@ -144,12 +149,14 @@ __all__ = [
     "Proof",
     "Recompute",
     "Schedule",
+    "Search",
     "StageCosts",
     "Timeline",
     "Transport",
     "UserError",
     "WeightRule",
     "__version__",
+    "best_partition",
     "bpipe",
     "breadth_first",
     "chimera",
@@ -165,6 +172,7 @@ __all__ = [
     "named_schedule",
     "nesterov_look_ahead",
     "one_f_one_b",
+    "optimize_schedule",
     "parse_grid",
     "pipedream",
     "pipedream_2bw",

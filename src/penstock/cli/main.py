@@ -20,6 +20,8 @@ COMMANDS = {
     "verify": "prove that a schedule runs correctly, or show why it does not",
     "simulate": "say how long a schedule takes and how large its bubble is, from costs",
     "compare": "set all schedules side by side: bubble, makespan, memory, weights, messages",
+    "optimize": "search for the best order under given costs and memory, with a lower bound",
+    "partition": "lay layers onto stages so that a step takes least time, and say why",
     "train": "train a language model through a pipeline of processes",
     "trace": "say how large the bubble of a training run was, and why",
 }

@@ -22,7 +22,7 @@ _REACH = 0.7
 """The chance that an op passes one more op."""
 
 _FLAT = 0.02
-"""What the mean end of all ranks counts beside that of the last: it tells moves apart that leave the last end as it is."""
+"""What the mean end of all ranks counts beside that of the last: it tells moves apart that leave the last as it is."""
 
 
 def annealed(
@@ -55,7 +55,7 @@ def annealed(
 def _random(state: Any) -> float:
     """Returns the next number from 0 to 1 of a linear congruence, the same with numba and without."""
     state[0] = (state[0] * 1103515245 + 12345) % 2147483648
-    return state[0] / 2147483648.0
+    return float(state[0] / 2147483648.0)
 
 
 @jit
@@ -139,7 +139,7 @@ def _score(words: Any, lengths: Any, seconds: Any, starts: Any, spans: bool, mak
 
 
 @jit
-def _anneal(  # noqa: PLR0915, C901  # one loop, all of it numbers
+def _anneal(  # noqa: PLR0912, PLR0915, C901  # one loop, all of it numbers
     best: Any, lengths: Any, times: Any, memory: Any, sizes: Any, search: Any, tuning: Any
 ) -> tuple[float, int]:
     """Improves `best` in place; returns what it takes and the steps made."""

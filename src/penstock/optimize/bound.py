@@ -10,14 +10,16 @@ For every rank the time from 0 to its last op is cut into pieces that cannot ove
 3. *opening*. Until its first backward the rank runs forwards only, as many as its memory holds (a fractional
    knapsack: the most seconds of F a byte). That backward, of its highest stage, cannot start before a microbatch has
    been to the last stage and back. What its forwards do not fill is idle.
-4. *closing*. After the start of its last F, of whichever stage, the rank waits until that microbatch has been to the last
-   stage and back to the rank's lowest stage. Meanwhile it has only this F, the backwards of what it holds and the W of
+4. *closing*. After the start of its last F, of whichever stage, the rank waits until that microbatch has been to the
+   last stage and back to the rank's lowest stage. Meanwhile it has only this F, the backwards of what it holds and
+   the W of
    what it has put off, and both lie in its memory at that moment. What they do not fill is idle.
 5. *rise*. A step does not end with the last backward of a rank: that gradient goes up to stage 0 and is followed by
    a W there. Until its last backward the rank has run all F, I, and all W but those that its memory can hold back.
 
 Opening and closing are disjoint where the memory does not hold all m microbatches, because then the first backward
-precedes the last F; else the longer one counts. The span of a rank is bounded likewise, from its first F: no head, no rise.
+precedes the last F; else the longer one counts. The span of a rank is bounded likewise, from its first F: no head,
+no rise.
 Where a full backward is cheaper than I and W, or overlapped pairs save time, the cheaper number is taken.
 """
 

@@ -1,8 +1,8 @@
 """List scheduling under a memory limit: on a clock, each rank takes the op that costs it least to take now.
 
 What may run next on a rank is a backward or a forward whose input is there or known to be under way, or a W whose I has
-run. Each has a price: the moment at which it could start, plus a *patience*, a number of seconds by which its kind may be
-passed over for another. A rank that chooses what has not arrived yet sleeps until then and chooses again.
+run. Each has a price: the moment at which it could start, plus a *patience*, a number of seconds by which its kind may
+be passed over for another. A rank that chooses what has not arrived yet sleeps until then and chooses again.
 
 A forward is admitted while the rank has room for it and for what its later stages need (`Problem.reserve`), so that
 no rank ever runs into a dead end, whatever the policy.

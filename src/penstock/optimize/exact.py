@@ -104,15 +104,18 @@ def _units(problem: Problem) -> _Units:
     whole = [int(number) for number in np.rint(times * scale)]
     letters, stages = len(problem.seconds), problem.num_stages
     # Rounding sizes up and limits down keeps what is found within the memory.
-    up = (lambda row: np.rint(row * size_scale)) if exact_sizes else (lambda row: np.ceil(row * size_scale - 1e-6))
+    rounded = [
+        np.rint(row * size_scale) if exact_sizes else np.ceil(row * size_scale - 1e-6)
+        for row in (problem.activation, problem.deferred)
+    ]
     return _Units(
         scale,
         0.0 if exact else count / scale,
         whole[:letters],
         whole[letters : letters + stages],
         whole[letters + stages :],
-        [int(number) for number in up(problem.activation)],
-        [int(number) for number in up(problem.deferred)],
+        [int(number) for number in rounded[0]],
+        [int(number) for number in rounded[1]],
         [int(number) for number in np.floor(problem.limit * size_scale + 1e-6)],
     )
 
@@ -133,7 +136,9 @@ def _scale(numbers: Floats, total: float) -> tuple[float, bool]:
     return _LARGEST / total, False
 
 
-def _model(model: Any, problem: Problem, units: _Units, start: Found | None) -> tuple[dict[tuple[int, int], Any], Any]:
+def _model(  # noqa: C901, PLR0912  # the constraints, one kind after another
+    model: Any, problem: Problem, units: _Units, start: Found | None
+) -> tuple[dict[tuple[int, int], Any], Any]:
     """Fills the model; returns the start of every (letter, microbatch) and what is to be least."""
     back, stages, count = int(problem.backward_kind), problem.num_stages, problem.num_microbatches
     kinds = [0, back, 3] if problem.splits else [0, back]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -76,7 +76,8 @@ def _changed(problem: Problem, policy: Policy, random: Random, *, unit: float, s
         row = np.minimum(np.maximum(row, problem.least), problem.limit)
     else:
         row[chosen] = row[chosen] + random.gauss(0, 1) * unit
-    return policy._replace(**{field: row})
+    changed: dict[str, Any] = {field: row}
+    return policy._replace(**changed)
 
 
 def _unit(problem: Problem, kind: int) -> Floats:

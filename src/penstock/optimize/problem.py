@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Real
 from typing import Literal
 
 import numpy as np
@@ -81,7 +80,8 @@ class Problem:
     @cached_property
     def lengths(self) -> Ints:
         """How many ops each rank has, where no B takes the place of I and W."""
-        return (self.held >= 0).sum(axis=1) * (3 if self.splits else 2) * self.num_microbatches
+        counts: Ints = (self.held >= 0).sum(axis=1) * (3 if self.splits else 2) * self.num_microbatches
+        return counts
 
     @property
     def backward_kind(self) -> OpKind:
@@ -191,7 +191,8 @@ def _limits(memory_limit: PerStage | None, activation: Floats, placement: Placem
     if len(limits) != num_ranks:
         raise ScheduleError(f"memory_limit has {len(limits)} values for {num_ranks} ranks; give one number a rank")
     for limit in limits:
-        if isinstance(limit, bool) or not isinstance(limit, Real) or not limit >= 0:
+        number: object = limit  # whatever the caller gave
+        if isinstance(number, bool) or not isinstance(number, int | float) or not number >= 0:
             raise ScheduleError(f"memory_limit={limit!r} is no amount of memory; use e.g. {num_ranks}")
     return np.array(limits, float)
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from numbers import Real
 
 from penstock.costs import StageCosts
 from penstock.errors import UserError
@@ -61,7 +60,7 @@ class LayerCosts:
                 object.__setattr__(self, "names", row or tuple(f"layer {layer}" for layer in range(count)))
                 continue
             for value in row:
-                if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+                if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                     raise UserError(f"{field.name}={value!r}; a cost is finite and not negative, e.g. 1.0")
             if field.name == "recompute_bytes" and not row:
                 row = (0, *self.boundary_bytes[:-1]) if self.boundary_bytes else ()

@@ -8,7 +8,7 @@ from itertools import accumulate
 import numpy as np
 
 from penstock.cluster import Cluster
-from penstock.ir.ops import OpKind
+from penstock.ir.ops import Op, OpKind
 from penstock.ir.schedule import Schedule
 from penstock.partition.layers import LayerCosts
 from penstock.simulator.orders import Floats
@@ -46,10 +46,9 @@ def stage_memories(schedule: Schedule, cluster: Cluster) -> list[StageMemory] | 
         return None
     from penstock.verifier import verify
 
-    slots = {channel: count for channel, count in verify(schedule).receive_slots}
+    slots = dict(verify(schedule).receive_slots)
     memories = []
     for rank, ops in enumerate(schedule.ranks):
-        (stage,) = schedule.placement.stages_of(rank)
         counts = {OpKind.F: 0, OpKind.B: 0}
         for channel, count in slots.items():
             if channel.target == rank:
@@ -57,23 +56,20 @@ def stage_memories(schedule: Schedule, cluster: Cluster) -> list[StageMemory] | 
         memories.append(
             StageMemory(cluster.devices[rank].memory_bytes, _moments(ops), counts[OpKind.F], counts[OpKind.B])
         )
-        if stage != rank:
-            continue
-    order = [schedule.placement.rank_of(stage) for stage in range(schedule.num_stages)]
-    return [memories[rank] for rank in order]
+    return [memories[rank] for rank in schedule.placement.table[0]]
 
 
 _CHANGE = {OpKind.F: (1, 0), OpKind.B: (-1, 0), OpKind.I: (-1, 1), OpKind.W: (0, -1)}
 
 
-def _moments(ops: tuple[object, ...]) -> tuple[Held, ...]:
-    steps = [_CHANGE.get(op.kind, (0, 0)) for op in ops]  # type: ignore[attr-defined]
+def _moments(ops: tuple[Op, ...]) -> tuple[Held, ...]:
+    steps = [_CHANGE.get(op.kind, (0, 0)) for op in ops]
     seen = set(accumulate(steps, lambda held, step: (held[0] + step[0], held[1] + step[1])))
-    return tuple(
-        sorted(
-            one for one in seen if not any(o != one and o[0] >= one[0] and o[1] >= one[1] for o in seen)
-        )
-    )
+    return tuple(sorted(one for one in seen if not any(_beats(other, one) for other in seen)))
+
+
+def _beats(other: Held, one: Held) -> bool:
+    return other != one and other[0] >= one[0] and other[1] >= one[1]
 
 
 class Fits:
@@ -98,10 +94,7 @@ class Fits:
         worst = -np.inf
         for live, waiting in memory.held:
             over = static + live * activation + waiting * deferred - memory.limit
-            if over > 0:
-                worst = max(worst, over / live if live else np.inf)
-            else:
-                worst = max(worst, over)
+            worst = max(worst, over / live if live else np.inf) if over > 0 else max(worst, over)
         return float(worst)
 
     def bytes_of(self, stage: int, first: int, last: int, saved: float) -> float:

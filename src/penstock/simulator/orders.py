@@ -94,7 +94,7 @@ def delays(costs: StageCosts, cluster: Cluster, placement: Placement) -> tuple[F
 
 
 @jit
-def run_words(  # noqa: PLR0913  # arrays side by side: what a compiler of numeric code takes
+def run_words(  # noqa: C901, PLR0912, PLR0913  # arrays side by side: what a compiler of numeric code takes
     words: Any, lengths: Any, seconds: Any, down: Any, up: Any, starts: Any, forward: Any, backward: Any
 ) -> tuple[float, float]:
     """Returns makespan and longest span of a rank; (-1, -1) where the ranks wait for one another for good.

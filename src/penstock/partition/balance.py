@@ -1,0 +1,158 @@
+"""The partition under which a schedule takes least time, and why it is not the even one.
+
+Pareto points of the chain's dynamic programming ─┐
+the uniform partition                             ├─> timed under the schedule ─> cuts moved while that helps
+few layers: all partitions there are             ─┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from math import comb
+
+import numpy as np
+
+from penstock.cluster import Cluster
+from penstock.errors import PartitionError, UserError
+from penstock.ir.schedule import Schedule
+from penstock.partition.bench import Bench
+from penstock.partition.layers import LayerCosts
+from penstock.partition.ranges import Partition
+
+_ALL_OPS, _MOVED_OPS = 4_000_000, 8_000_000
+"""Ops timed: at most so many by trying all partitions, else by moving cuts."""
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """A partition and what it comes to.
+
+    Attributes:
+        partition: layers of each stage.
+        recompute: of each layer, whether its forward runs again before its backward.
+        seconds: the step under the schedule, as `simulate` has it.
+        uniform_seconds: the step of the even partition; infinite where that does not fit.
+        stage_seconds: per stage F, I and W of one microbatch on its rank's device.
+        memory_bytes: per rank what its stage takes; empty where nothing limits it.
+        proven: whether all partitions were timed, so that none is better.
+        reason: in a sentence, what the even partition lacks.
+    """
+
+    partition: Partition
+    recompute: tuple[bool, ...]
+    seconds: float
+    uniform_seconds: float
+    stage_seconds: tuple[float, ...]
+    memory_bytes: tuple[float, ...]
+    proven: bool
+    reason: str
+
+
+def best_partition(
+    costs: LayerCosts, schedule: Schedule, *, cluster: Cluster | None = None, recompute: bool = False
+) -> Balanced:
+    """Returns the partition of these layers under which `schedule` takes the least time that was found.
+
+    Never slower than the even one, which is among those timed. With one stage a rank, the best by the closed form of
+    `chain` is among them too; with several, even halves of those are, and cuts are moved from there. For few layers all
+    partitions are timed (`proven`). Where devices have finite memory, only partitions that fit are looked at:
+    parameters, gradients, optimizer state, receive buffers, and activations of as many microbatches as the schedule
+    keeps.
+
+    Args:
+        costs: of each layer on a device of speed 1.
+        schedule: placement, microbatches, and the order under which a partition is timed.
+        cluster: devices and links; None means equal devices, memory without end, and messages that take no time.
+        recompute: whether layers may run their forward again where their activations do not fit.
+
+    Raises:
+        PartitionError: fewer layers than stages, or no partition that fits, with the rank that lacks most.
+        UserError: memory limits with several stages a rank, or a cluster of another size.
+    """
+    cluster = cluster or Cluster.uniform(schedule.num_ranks)
+    if len(cluster.devices) != schedule.num_ranks:
+        raise UserError(
+            f"the cluster has {len(cluster.devices)} devices for {schedule.num_ranks} ranks; give one a rank"
+        )
+    if schedule.placement.num_replicas > 1:
+        raise UserError(f"{schedule.name} has several replicas; partition for a schedule of one direction")
+    bench = Bench(costs, schedule, cluster, recompute)
+    uniform = Partition.uniform(costs.num_layers, schedule.num_stages).boundaries
+    count = comb(costs.num_layers - 1, schedule.num_stages - 1)
+    everything = count * bench.ops <= _ALL_OPS
+    tried = _all_cuts(costs.num_layers, schedule.num_stages) if everything else bench.candidates(uniform)
+    timed = {cuts: bench.seconds(cuts) for cuts in tried}
+    best = min(timed, key=lambda cuts: (timed[cuts], cuts), default=uniform)
+    if timed.get(best, np.inf) == np.inf:
+        raise PartitionError(bench.too_large())
+    if not everything:
+        best = _moved(bench, best, timed)
+    seconds, uniform_seconds = bench.simulated(best), bench.simulated(uniform)
+    if uniform_seconds <= seconds:  # where messages queue, a simulation may differ from what was timed
+        best, seconds = uniform, uniform_seconds
+    return Balanced(
+        Partition(best),
+        bench.again(best) or (False,) * costs.num_layers,
+        seconds,
+        uniform_seconds,
+        bench.stage_seconds(best),
+        bench.memory_bytes(best),
+        everything,
+        _reason(bench, uniform, best),
+    )
+
+
+def _all_cuts(num_layers: int, num_stages: int) -> Iterator[tuple[int, ...]]:
+    for cuts in combinations(range(1, num_layers), num_stages - 1):
+        yield (0, *cuts, num_layers)
+
+
+def _moved(bench: Bench, best: tuple[int, ...], timed: dict[tuple[int, ...], float]) -> tuple[int, ...]:
+    """Returns the partition at which moving one cut by one layer, or two neighbours alike, helps no more."""
+    left = max(_MOVED_OPS // bench.ops, 2 * len(best))
+    improved = True
+    while improved:
+        improved = False
+        for cuts in _neighbours(best):
+            if cuts not in timed:
+                if not left:
+                    return best
+                left -= 1
+                timed[cuts] = bench.seconds(cuts)
+            if timed[cuts] < timed[best] * (1 - 1e-12):
+                best, improved = cuts, True
+                break
+    return best
+
+
+def _neighbours(cuts: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    for width in (1, 2, 3):
+        for at in range(1, len(cuts) - width):
+            for step in (-1, 1):
+                moved = (*cuts[:at], *(cut + step for cut in cuts[at : at + width]), *cuts[at + width :])
+                if all(first < last for first, last in pairwise(moved)):
+                    yield moved
+
+
+def _reason(bench: Bench, uniform: tuple[int, ...], best: tuple[int, ...]) -> str:
+    """Returns in a sentence what the even partition lacks."""
+    if best == uniform:
+        return "even stages are best: no other partition that was timed takes less"
+    if bench.again(uniform) is None:
+        return "even stages do not fit the memory of their ranks"
+    each, chosen = bench.stage_seconds(uniform), bench.stage_seconds(best)
+    ranks = bench.schedule.placement.table[0]
+    loads, after = np.bincount(ranks, each), np.bincount(ranks, chosen)
+    slowest = int(loads.argmax())
+    stage = max((each[stage], stage) for stage in bench.schedule.placement.stages_of(slowest))[1]
+    first, last = uniform[stage], uniform[stage + 1]
+    heaviest = max(range(first, last), key=lambda layer: bench.costs.seconds[layer])
+    return (
+        f"with even stages rank {slowest} takes {loads[slowest]:.4g} s a microbatch, "
+        f"{loads[slowest] / loads.mean():.2f} times the mean of the ranks, and the others wait for it: "
+        f"its stage {stage} has layers {first} to {last - 1}, "
+        f"among them {bench.costs.names[heaviest]} with {bench.costs.seconds[heaviest]:.4g} s; now the slowest is rank "
+        f"{int(after.argmax())} with {after.max():.4g} s, {after.max() / after.mean():.2f} times the mean"
+    )
