@@ -180,8 +180,10 @@ def test_a_message_larger_than_the_largest_ring_passes_in_pieces(monkeypatch: py
     """And small ones behind it wait their turn."""
     monkeypatch.setattr(lanes, "MOST_BYTES", 2 * MEBIBYTE)
     big = 2 * MEBIBYTE + 4321
+    closed, opened = os.pipe()
 
     def receiver(lane: ReceiveLane) -> None:
+        os.read(closed, 1)
         found = [torch.empty(size, dtype=torch.int32) for size in (big, 3, big)]
         pending = [lane.recv(tensor) for tensor in found]
         for index, message in enumerate(pending):
@@ -191,6 +193,7 @@ def test_a_message_larger_than_the_largest_ring_passes_in_pieces(monkeypatch: py
     def sender(lane: SendLane, _: int) -> None:
         sent = [lane.send(numbered(index, size)) for index, size in enumerate((big, 3, big))]
         assert not sent[0].done()
+        os.write(opened, b"!")
         for message in sent:
             message.wait()
         assert lane._ring.capacity <= 2 * MEBIBYTE

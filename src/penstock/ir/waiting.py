@@ -41,7 +41,7 @@ class Walk:
         """Stands at the start of ranks whose entries begin at `first`, with the end of the last behind them."""
         order = np.argsort(waits.entry, kind="stable")
         bounds = np.searchsorted(waits.entry[order], first)
-        entries, peers, untils = (column[order].tolist() for column in waits)
+        entries, peers, needed = (column[order].tolist() for column in waits)
         self._order: list[int] = order.tolist()
         self.reached: list[int] = first[:-1].tolist()
         self._bounds: list[int] = bounds.tolist()
@@ -49,19 +49,19 @@ class Walk:
         self._ends: list[int] = first[1:].tolist()
         self._entries: list[int] = entries
         self._peers: list[int] = peers
-        self._untils: list[int] = untils
+        self._needed: list[int] = needed
         self._waiting: list[list[int]] = [[] for _ in self._ends]
 
     def run(self) -> dict[int, int]:
         """Moves all ranks on until nobody can go on; returns rank -> index of the wait at which it stands for good."""
-        reached, untils, peers, waiting, bounds = self.reached, self._untils, self._peers, self._waiting, self._bounds
+        reached, needed, peers, waiting, bounds = self.reached, self._needed, self._peers, self._waiting, self._bounds
         for ranks in waiting:
             ranks.clear()
         awake = list(range(len(reached)))
         while awake:
             rank = awake.pop()
             at, end = self._next[rank], bounds[rank + 1]
-            while at < end and reached[peers[at]] >= untils[at]:
+            while at < end and reached[peers[at]] >= needed[at]:
                 at += 1
             self._next[rank] = at
             if at < end:

@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from penstock.optimize.policies import Found
 from penstock.optimize.problem import Problem
 from penstock.simulator.jit import jit
-from penstock.simulator.orders import Ints, run_words
-
-_TEMPERATURE = 0.004
-"""Of the first move, as a share of the time to beat."""
+from penstock.simulator.orders import run_words
 
 _REACH = 0.7
 """The chance that an op passes one more op."""
@@ -25,30 +23,28 @@ _FLAT = 0.02
 """What the mean end of all ranks counts beside that of the last: it tells moves apart that leave the last as it is."""
 
 
-def annealed(
-    problem: Problem, words: Ints, lengths: Ints, *, steps: int, seed: int, goal: float
-) -> tuple[Ints, float, int]:
-    """Returns the best words found in so many steps, what they take by the objective, and how many steps were made.
+def annealed(problem: Problem, found: Found, *, steps: int, seed: int, goal: float, warmth: float = 0.002) -> Found:
+    """Returns the best words found in so many steps.
 
     Args:
         problem: what is timed.
-        words: where to start.
-        lengths: of the words.
+        found: where to start.
         steps: how many moves are tried.
         seed: of the choices.
         goal: seconds at which to stop, a lower bound.
+        warmth: the temperature of the first move, as a share of the time to beat.
     """
-    best = words.copy()
-    value, made = _anneal(
+    best = found.words.copy()
+    value, _ = _anneal(
         best,
-        lengths,
+        found.lengths,
         (problem.seconds, problem.down, problem.up),
         (problem.activation, problem.deferred, problem.limit * (1 + 1e-9)),
         (problem.num_microbatches, problem.objective == "span"),
         (steps, seed % (1 << 31), goal * (1 + 1e-12)),
-        (_TEMPERATURE, _REACH, _FLAT),
+        (warmth, _REACH, _FLAT),
     )
-    return best, value, made
+    return Found(best, found.lengths, value, "local search")
 
 
 @jit

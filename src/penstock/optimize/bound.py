@@ -12,14 +12,17 @@ For every rank the time from 0 to its last op is cut into pieces that cannot ove
    been to the last stage and back. What its forwards do not fill is idle.
 4. *closing*. After the start of its last F, of whichever stage, the rank waits until that microbatch has been to the
    last stage and back to the rank's lowest stage. Meanwhile it has only this F, the backwards of what it holds and
-   the W of
-   what it has put off, and both lie in its memory at that moment. What they do not fill is idle.
+   the W of what it has put off, and both lie in its memory at that moment. What they do not fill is idle.
 5. *rise*. A step does not end with the last backward of a rank: that gradient goes up to stage 0 and is followed by
    a W there. Until its last backward the rank has run all F, I, and all W but those that its memory can hold back.
 
 Opening and closing are disjoint where the memory does not hold all m microbatches, because then the first backward
-precedes the last F; else the longer one counts. The span of a rank is bounded likewise, from its first F: no head,
-no rise.
+precedes the last F; else the longer one counts.
+
+The span of a rank is bounded likewise, from its first F: busy, opening and closing. The rise of every rank behind it
+ends on it too, and is measured from the start of its first F, which is known where each rank on the way there begins
+with its own lowest stage.
+
 Where a full backward is cheaper than I and W, or overlapped pairs save time, the cheaper number is taken.
 """
 
@@ -58,10 +61,28 @@ class _Terms(NamedTuple):
 
 def lower_bound(problem: Problem) -> float:
     """Returns the largest of the bounds of all ranks, by the reasoning at the top of this file."""
-    terms = _terms(problem)
     if problem.costs.overlapped is not None:
         return _busiest(problem)
-    return max(_rank_bound(problem, terms, rank) for rank in range(problem.num_ranks))
+    terms = _terms(problem)
+    ranks = [_rank_bound(problem, terms, rank) for rank in range(problem.num_ranks)]
+    starts = [terms.reached[bound.lowest] for bound in ranks]
+    if problem.objective == "makespan":
+        ends = [bound.last_backward + terms.rise[bound.lowest] for bound in ranks]
+        return float(max(start + max(ranks[i].own, ends[i]) for i, start in enumerate(starts)))
+    longest = max(bound.own for bound in ranks)
+    for rank, here in enumerate(ranks):
+        if _begins_at_once(problem, here.lowest):
+            for bound, start in zip(ranks, starts, strict=True):
+                if bound.lowest >= here.lowest:
+                    rise = terms.rise[bound.lowest] - terms.rise[here.lowest] + terms.weight[here.lowest]
+                    longest = max(longest, start + bound.last_backward + rise - starts[rank])
+    return float(longest)
+
+
+def _begins_at_once(problem: Problem, stage: int) -> bool:
+    """Whether microbatch 0 reaches `stage` without a rank on its way that might run something else first."""
+    ranks = problem.placement.table[0][: stage + 1]
+    return len(set(ranks)) == len(ranks)
 
 
 def _terms(problem: Problem) -> _Terms:
@@ -90,7 +111,21 @@ def _busiest(problem: Problem) -> float:
     return float(np.bincount(problem.rank_of, problem.num_microbatches * cheapest / speeds).max())
 
 
-def _rank_bound(problem: Problem, terms: _Terms, rank: int) -> float:
+class _Rank(NamedTuple):
+    """The bounds of one rank, in seconds from its first F.
+
+    Attributes:
+        lowest: its lowest stage.
+        own: until its last op, by itself.
+        last_backward: until the end of its last backward.
+    """
+
+    lowest: int
+    own: float
+    last_backward: float
+
+
+def _rank_bound(problem: Problem, terms: _Terms, rank: int) -> _Rank:
     stages = np.array(problem.placement.stages_of(rank))
     count, limit = problem.num_microbatches, float(problem.limit[rank])
     forward, backward, weight = terms.forward[stages], terms.backward[stages], terms.weight[stages]
@@ -105,13 +140,9 @@ def _rank_bound(problem: Problem, terms: _Terms, rank: int) -> float:
     holds_all = limit >= count * activation.sum()
     idle = max(opening, closing) if holds_all else opening + closing
 
-    busy = count * (forward + backward + weight).sum()
-    if problem.objective == "span":
-        return float(busy + idle)
     put_off = _most(weight, deferred, limit, count)
-    until_last_backward = count * (forward + backward).sum() + max(count * weight.sum() - put_off, 0) + opening
-    head = terms.reached[lowest]
-    return float(head + max(busy + idle, until_last_backward + terms.rise[lowest]))
+    before = count * (forward + backward).sum() + max(count * weight.sum() - put_off, 0) + opening
+    return _Rank(int(lowest), float(count * (forward + backward + weight).sum() + idle), float(before))
 
 
 def _way_back(terms: _Terms, stages: Floats, last: int) -> float:

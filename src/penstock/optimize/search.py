@@ -39,11 +39,21 @@ from penstock.verifier import verify
 _SPEED = 1 if COMPILED else 1 / 100
 """How much is tried, beside what compiled loops try."""
 
-_GRID_OPS, _REFINED_OPS, _ANNEALED_OPS = 6_000_000, 1_000_000, 30_000_000
+_GRID_OPS, _REFINED_OPS, _ANNEALED_OPS = 6_000_000, 1_000_000, 60_000_000
 """Ops timed by a search of effort 1: by the grid, by the steps from its best, by local search."""
 
 _MANY = 20_000
 """From so many ops on, schedules that search themselves are left out where the gap is small already."""
+
+_SMALL = 1_000
+"""Up to so many ops local search starts more often, and warmer: better orders lie further away, and steps are cheap."""
+
+_FEW_ROUNDS, _MANY_ROUNDS = (0.002,) * 3, (0.002, 0.002, 0.002, 0.008, 0.02, 0.05, 0.02, 0.008)
+"""The warmth of each start."""
+
+
+_SIMULATED = 12
+"""Orders of different times whose simulation may be looked at: messages that queue can turn their order around."""
 
 
 @dataclass(frozen=True)
@@ -216,8 +226,9 @@ class _Known:
         while self.deadline is not None and not self.enough():
             self.search = replace(self.search, seed=self.search.seed + 1)
             self.anneal()
-        best = self.best()
-        self.add_candidate(best, self.schedule(best))
+        others = {found.value: found for found in sorted(self.found, key=lambda found: -found.value)}
+        for value in sorted(others)[: _SIMULATED if self.num_ops <= _MANY else 1]:
+            self.add_candidate(others[value], self.schedule(others[value]))
 
     def best(self) -> Found:
         return min(self.found, key=lambda found: found.value)
@@ -278,7 +289,7 @@ class _Known:
         for number, (policy, found) in enumerate(policies[:2]):
             if self.enough():
                 return
-            steps = min(self.tries(_REFINED_OPS), 300)
+            steps = min(self.tries(_REFINED_OPS), int(300 * max(self.search.effort, 1)))
             seed = 2 * self.search.seed + number
             self.found.append(refined(self.problem, policy, found, steps=steps, seed=seed, goal=self.bound))
 
@@ -288,20 +299,22 @@ class _Known:
         for found in sorted(self.found, key=lambda found: found.value):
             if all(found.value != other.value for other in starts):
                 starts.append(found)
-        for number in range(3):
+        starts = starts[:3]
+        rounds = _FEW_ROUNDS if self.num_ops > _SMALL else _MANY_ROUNDS
+        for number, warmth in enumerate(rounds):
             if self.enough():
                 return
-            start = starts[number % len(starts)]
-            steps = min(self.tries(_ANNEALED_OPS / 3), 30_000)
-            words, value, _ = annealed(
-                self.problem,
-                start.words,
-                start.lengths,
-                steps=steps,
-                seed=7919 * (3 * self.search.seed + number) + 1,
-                goal=self.bound * (1 + self.search.gap),
+            steps = min(self.tries(_ANNEALED_OPS / len(rounds)), int(30_000 * max(self.search.effort, 1)))
+            self.found.append(
+                annealed(
+                    self.problem,
+                    starts[number % len(starts)],
+                    steps=steps,
+                    seed=7919 * (len(rounds) * self.search.seed + number) + 1,
+                    goal=self.bound * (1 + self.search.gap),
+                    warmth=warmth,
+                )
             )
-            self.found.append(Found(words, start.lengths, value, "local search"))
 
     def solve(self) -> None:
         best = self.best()

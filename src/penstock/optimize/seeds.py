@@ -9,7 +9,7 @@ from penstock.errors import ScheduleError
 from penstock.ir.placement import Placement
 from penstock.ir.schedule import Schedule, WeightRule
 from penstock.optimize.problem import Problem
-from penstock.schedules import SCHEDULES, Sizes, zb_auto, zb_v_greedy
+from penstock.schedules import SCHEDULES, Given, Sizes
 
 SLOW = ("zb_auto", "zb_v_greedy", "v_min", "v_half", "v_zb")
 """Families that search themselves: seconds for ten thousand ops."""
@@ -34,17 +34,11 @@ def named_schedules(problem: Problem, *, slow: bool, registered: bool = True) ->
         if registered and (name in SLOW) == slow and (family.num_chunks == chunks or (family.any_chunks and chunks > 1))
     }
     if slow and problem.splits:
-        # The registry's own are made for stages that cost the same, whatever they cost here.
-        for generate in (zb_auto, zb_v_greedy):
-            if SCHEDULES[generate.__name__].num_chunks == chunks:
-                generators[f"{generate.__name__} (these costs)"] = partial(
-                    generate,
-                    problem.num_ranks,
-                    problem.num_microbatches,
-                    costs=problem.costs,
-                    cluster=problem.cluster,
-                    memory_limit=tuple(problem.limit.tolist()),
-                )
+        # Without what is given the registry makes them for stages that cost the same, whatever they cost here.
+        given = Given(problem.costs, problem.cluster, tuple(problem.limit.tolist()))
+        for name, family in SCHEDULES.items():
+            if family.fit is not None and family.num_chunks == chunks:
+                generators[f"{name} (these costs)"] = partial(family.fit, sizes, given)
     for name, generate in generators.items():
         try:
             schedule = generate()
