@@ -30,9 +30,9 @@ def test_a_pair_takes_what_its_ops_take_unless_it_was_measured() -> None:
 
 
 def test_every_timed_kind_has_its_seconds() -> None:
-    costs = StageCosts(forward=1, backward=2, input_grad=3, weight_grad=4, optimizer_step=5, reduce_grad=6)
+    costs = StageCosts(forward=1, backward=2, input_grad=3, weight_grad=4, optimizer_step=5, reduce_grad=6, unshard=7)
     assert {kind.name: seconds for kind, seconds in costs.seconds(1).items()} == {
-        "F": (1,), "B": (2,), "I": (3,), "W": (4,), "S": (5,), "REDUCE_GRAD": (6,)
+        "F": (1,), "B": (2,), "I": (3,), "W": (4,), "S": (5,), "REDUCE_GRAD": (6,), "UNSHARD": (7,)
     }  # fmt: skip
 
 

@@ -45,6 +45,8 @@ class Cluster:
         devices: one a rank.
         levels: `(ranks per group, link)` from the innermost out: `((8, nvlink), (64, infiniband))`. The
             first level whose groups hold both ranks gives the link; the last level serves all others.
+        overlap: whether ranks compute while they send. Without it a rank stands still from a send until its message
+            has arrived, and gathers parameters as it computes: one thing at a time.
 
     Raises:
         UserError: no device, no level, or negative numbers.
@@ -52,6 +54,7 @@ class Cluster:
 
     devices: tuple[Device, ...]
     levels: tuple[tuple[int, Link], ...]
+    overlap: bool = True
 
     def __post_init__(self) -> None:
         check_type("devices", self.devices, tuple, list, example="one a rank, e.g. (penstock.Device(),) * 4")

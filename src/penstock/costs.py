@@ -38,6 +38,8 @@ class StageCosts:
         optimizer_bytes: the optimizer's state for the stage.
         activation_bytes: what F keeps for B or I, beside its input, which stays in its receive buffer.
         deferred_bytes: what I keeps for W.
+        unshard: seconds of gathering the stage's parameters from the replicas that share them.
+        sharded_bytes: what a rank holds of the stage's parameters while they are not gathered.
         boundary_bytes: the stage's output, which is also the size of the gradient that comes back.
 
     Raises:
@@ -57,6 +59,8 @@ class StageCosts:
     gradient_bytes: PerStage = 0
     optimizer_bytes: PerStage = 0
     overlapped: PerStage | None = None
+    unshard: PerStage = 0
+    sharded_bytes: PerStage = 0
 
     def __post_init__(self) -> None:
         lengths = {}
@@ -110,6 +114,7 @@ _SECONDS = {
     OpKind.W: "weight_grad",
     OpKind.S: "optimizer_step",
     OpKind.REDUCE_GRAD: "reduce_grad",
+    OpKind.UNSHARD: "unshard",
 }
 
 

@@ -28,8 +28,7 @@ FEW = (
 
 
 def ids(rows: int = 2) -> Tensor:
-    torch.manual_seed(1)
-    return torch.randint(3, VOCABULARY, (rows, LENGTH))
+    return torch.randint(3, VOCABULARY, (rows, LENGTH), generator=torch.Generator().manual_seed(1))
 
 
 def unsplit(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

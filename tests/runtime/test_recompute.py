@@ -38,8 +38,8 @@ def model(layers: int = 4) -> nn.Sequential:
 
 
 def data() -> tuple[Tensor, Tensor]:
-    torch.manual_seed(4)
-    return torch.randn(16, WIDTH, dtype=torch.float64), torch.randn(16, WIDTH, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(4)
+    return tuple(torch.randn(16, WIDTH, dtype=torch.float64, generator=generator) for _ in range(2))
 
 
 CHOICES: dict[str, Any] = {

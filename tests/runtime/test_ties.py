@@ -26,8 +26,8 @@ def tied() -> nn.Sequential:
 
 
 def data() -> tuple[Tensor, Tensor]:
-    torch.manual_seed(6)
-    return torch.randn(8, WIDTH, dtype=torch.float64), torch.randn(8, WIDTH, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(6)  # not torch's own, which threads of ranks share
+    return tuple(torch.randn(8, WIDTH, dtype=torch.float64, generator=generator) for _ in range(2))
 
 
 SCHEDULES = [("one_f_one_b", 2), ("gpipe", 4), ("zb_h1", 3), ("zb_v", 2), ("interleaved_1f1b", 2)]
@@ -64,8 +64,10 @@ def test_every_holder_has_the_whole_gradient_and_stays_equal_over_steps(schedule
 
 
 def test_copies_start_from_the_first_holders_numbers_and_two_steps_add():
+    models = [tied(), tied()]
+
     def rank(transport: ps.LoopbackTransport) -> dict[str, Tensor]:
-        model = tied()
+        model = models[transport.rank]
         with torch.no_grad():
             model[0].weight += transport.rank  # a model that was not made alike on every rank
         pipe = ps.Pipeline(model, mse, transport=transport, num_microbatches=4)

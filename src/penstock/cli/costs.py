@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import tyro
@@ -30,6 +30,8 @@ class CostOptions:
     """Seconds of a full backward, B; left out, I + W."""
     transfer: Transfer = 0.0
     """Seconds that a message takes from rank to rank."""
+    overlap: bool = True
+    """Ranks compute while they send; with --no-overlap they stand still until the message has arrived."""
 
     def costs(self) -> StageCosts:
         """Returns the seconds of compute.
@@ -51,7 +53,8 @@ class CostOptions:
 
     def cluster(self, num_ranks: int) -> Cluster:
         """Returns ranks joined by links that take as long as asked for."""
-        return Cluster.uniform(num_ranks, latency_seconds=self.transfer_seconds())
+        cluster = Cluster.uniform(num_ranks, latency_seconds=self.transfer_seconds())
+        return replace(cluster, overlap=self.overlap)
 
     def given(self, num_ranks: int) -> Given:
         """Returns the costs and links for which a schedule is found whose order depends on them."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 
 from penstock.cli.costs import CostOptions
 from penstock.cli.options import Chunks, Microbatches, OutputFile, Ranks, Subject, parse, read_schedule
 from penstock.cli.outputs import PictureOptions, say_written, write_timelines
+from penstock.lowering import lower
 from penstock.notation.timelines import PLANNED, Recording, save_recording
 from penstock.simulator import simulate
 from penstock.timeline import Timeline
@@ -29,6 +30,10 @@ class Simulate(CostOptions, PictureOptions):
     """Number of microbatches m, for a schedule given by name."""
     num_chunks: Chunks = None
     """Number of stages a rank v, for a schedule given by name."""
+    gathered: int | None = None
+    """Data-parallel replicas share parameters, and a rank holds those of so many stages at once."""
+    unshard: float = 0.0
+    """Seconds of gathering a stage's parameters, with --gathered."""
     perfetto: OutputFile = None
     """Write a trace for ui.perfetto.dev there."""
     json: OutputFile = None
@@ -46,7 +51,9 @@ def run(argv: list[str]) -> int:
         num_chunks=options.num_chunks,
         given=options.given,
     )
-    timeline = simulate(verify(schedule).program, options.costs(), options.cluster(schedule.num_ranks))
+    costs = replace(options.costs(), unshard=options.unshard)
+    program = verify(lower(schedule, gathered=options.gathered)).program
+    timeline = simulate(program, costs, options.cluster(schedule.num_ranks))
     console = Console()
     _report(console, schedule.name, timeline)
     if options.json is not None:

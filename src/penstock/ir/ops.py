@@ -26,8 +26,8 @@ class OpKind(IntEnum):
     SEND_B = 7  # a stage's input gradient leaves for the previous stage
     RECV_B = 8  # the receive of a stage's output gradient is posted
     REDUCE_GRAD = 9  # a stage's gradients are summed over its data-parallel replicas
-    UNSHARD = 10
-    RESHARD = 11
+    UNSHARD = 10  # a stage's parameters are gathered from the data-parallel replicas that share them
+    RESHARD = 11  # they are let go, but for this replica's share
     RECOMPUTE = 12
     OFFLOAD = 13  # a microbatch's activations leave for the rank that keeps them
     RELOAD = 14  # they come back, before the backward that needs them
@@ -40,6 +40,9 @@ COMPUTE = frozenset({OpKind.F, OpKind.B, OpKind.I, OpKind.W, OpKind.S})
 
 ORDERED = COMPUTE | {OpKind.OFFLOAD, OpKind.RELOAD}
 """The kinds a Schedule may hold, whose order lowering keeps; all others are added by lowering."""
+
+NEEDS_PARAMETERS = frozenset({OpKind.F, OpKind.B, OpKind.I, OpKind.W})
+"""The kinds that run only while their stage's parameters are gathered, where replicas share them."""
 
 BACKWARD = frozenset({OpKind.B, OpKind.I})
 """The kinds that yield the gradient of a stage's input."""

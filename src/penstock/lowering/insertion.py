@@ -12,6 +12,7 @@
 5. Nothing stands between the two ops of an overlapped pair: the receives of both are posted before it, the sends and
    reductions of both follow it.
 6. HOST and RETURN stand on the rank that keeps what another offloads; `lowering/guests.py` says where.
+7. UNSHARD and RESHARD stand around the ops of a stage whose parameters replicas share; see `lowering/gathers.py`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from penstock.ir.ops import NO_MICROBATCH, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Instruction, Program
 from penstock.ir.schedule import Schedule, WeightRule
 from penstock.ir.steps import ADDS_GRADIENT, SYNCHRONOUS, optimizer_steps, reduction
+from penstock.lowering.gathers import with_gathers
 from penstock.lowering.guests import with_guests
 from penstock.lowering.messages import Ends, messages_of
 from penstock.lowering.posting import Stream, postings
@@ -37,7 +39,7 @@ _SEND, _RECEIVE = 1, 2  # in a row of TRAVELS
 
 
 @collector_paused
-def lower(schedule: Schedule, *, reduce_gradients: bool = False) -> Program:
+def lower(schedule: Schedule, *, reduce_gradients: bool = False, gathered: int | None = None) -> Program:
     """Returns `schedule` as a Program; see the rules at the top of this file.
 
     Every channel is first in, first out: receives are posted in the order of the sends. A schedule that
@@ -47,6 +49,11 @@ def lower(schedule: Schedule, *, reduce_gradients: bool = False) -> Program:
         schedule: the order of compute ops.
         reduce_gradients: add REDUCE_GRAD for data-parallel replicas. Schedules with several pipeline
             directions, and replicated stages, always have it, between the owners of a stage.
+        gathered: the most stages of which a rank holds all parameters at once, where its data-parallel replicas share
+            them: UNSHARD and RESHARD are put in. None where every replica has them all.
+
+    Raises:
+        ScheduleError: `gathered` below 1, or of a schedule that steps its weights by itself.
     """
     check_type("schedule", schedule, Schedule, example="e.g. penstock.gpipe(4, 8)")
     messages = messages_of(schedule)
@@ -61,7 +68,8 @@ def lower(schedule: Schedule, *, reduce_gradients: bool = False) -> Program:
     everything = list(map(entries.__getitem__, order.tolist()))
     ends = (stream.first + np.searchsorted(before, stream.first)).tolist()
     ranks = tuple(tuple(everything[begin:end]) for begin, end in pairwise(ends))
-    return Program(schedule, with_guests(schedule, ranks))
+    ranks = with_guests(schedule, ranks)
+    return Program(schedule, ranks if gathered is None else with_gathers(schedule, ranks, gathered))
 
 
 def _transfers(ops: list[Op], ends: Ends, channels: list[Channel], end: int) -> list[Transfer]:

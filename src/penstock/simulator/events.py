@@ -14,7 +14,10 @@ The model:
 6. OFFLOAD and RELOAD take no time on the rank, nor HOST and RETURN on the one that keeps its activations. A rank's
    copies run one after another, each on the link to or from its keeper. F waits for the offloads before it, whose
    memory it uses; B and I wait for their reload.
-7. The optimizer step of a stage that several ranks hold starts when all of them have reduced what it applies.
+7. UNSHARD takes no time on the rank; its gathers run one after another, and the first op that needs one waits for it.
+8. On a cluster without overlap a rank stands still from a send until its message has arrived, and UNSHARD takes its
+   time on the rank like an op. A receive needs nothing but its posted buffer.
+9. The optimizer step of a stage that several ranks hold starts when all of them have reduced what it applies.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ from penstock.ir.schedule import Schedule
 from penstock.lowering import lower
 from penstock.simulator.memory import memory_curves
 from penstock.simulator.wires import wires_of
-from penstock.simulator.work import COMPUTES, COPIES, POSTS, Work
+from penstock.simulator.work import COMPUTES, COPIES, GATHERS, PASSES, POSTS, SENDS_ALONE, Work
 from penstock.timeline import Span, Timeline, Transmission, Wait
 
 
@@ -91,6 +94,7 @@ class _Run:
         self.arrived: list[float | None] = [None] * num_arrivals
         self.free: list[float] = [0] * self.wires.num_wires  # when each link is free again
         self.ready: list[tuple[float, int]] = []
+        self.sending = [-1] * num_ranks  # the send at which each rank stands
         self.copies: list[deque[tuple[float, int]]] = [deque() for _ in range(num_ranks)]
         self.waits: list[tuple[int, int, float, float, int]] = []
         self.travelled: list[tuple[int, float, float]] = []
@@ -104,14 +108,16 @@ class _Run:
         for rank in range(self.program.num_ranks):
             self.advance(rank)
         targets = [channel.target for channel in self.work.channels]
+        stands = SENDS_ALONE in self.work.role
         while self.ready:
             ready, arrival = heapq.heappop(self.ready)
             end = self.transmit(ready, arrival)
             rank = targets[arrival]
             if self.work.role[self.work.travels[arrival]] == COPIES:
                 rank = self.next_copy(arrival, end)
-            if self.blocked_by[rank] == arrival:
-                self.advance(rank)
+            for end_rank in (rank, self.work.channels[arrival].source) if stands else (rank,):
+                if self.blocked_by[end_rank] == arrival:
+                    self.advance(end_rank)
         if self.at != self.ends:
             name = self.program.schedule.name
             raise VerificationError(f"{name} cannot run to its end; penstock.verify shows why")
@@ -149,10 +155,38 @@ class _Run:
                     posted[arrival] = clock
                 else:
                     heapq.heappush(self.ready, (max(other, clock), arrival))
-            elif does == COPIES:
-                self.copy(rank, clock, brings[at])
+            elif does != PASSES:
+                after = self.beside(rank, at, clock)
+                if after is None:
+                    self.at[rank], self.clock[rank] = at, clock
+                    return
+                clock = after
             at += 1
         self.at[rank], self.clock[rank] = at, clock
+
+    def beside(self, rank: int, at: int, clock: float) -> float | None:
+        """Starts a copy, a gather, or a send that holds its rank; returns when the rank goes on, if that is known."""
+        does, arrival = self.work.role[at], self.work.brings[at]
+        if does == COPIES:
+            self.copy(rank, clock, arrival)
+        elif does == GATHERS:
+            heapq.heappush(self.ready, (clock, arrival))
+        elif does == SENDS_ALONE:
+            if self.sending[rank] != at:
+                self.sending[rank] = at
+                other = self.posted[arrival]
+                if other is None:
+                    self.posted[arrival] = clock
+                else:
+                    heapq.heappush(self.ready, (max(other, clock), arrival))
+            there = self.arrived[arrival]
+            if there is None:
+                self.blocked_by[rank] = arrival
+                return None
+            if there > clock:
+                self.waits.append((rank, at, clock, there, arrival))
+            return max(clock, there)
+        return clock
 
     def give(self, arrival: int, clock: float) -> None:
         """Lets a reduction be known at once to the ranks whose steps wait for it."""
@@ -212,6 +246,8 @@ class _Run:
 
     def wait(self, waited: tuple[int, int, float, float, int]) -> Wait:
         rank, at, start, end, arrival = waited
-        second = arrival in self.work.of_second
         source = self.work.source(arrival, rank)
+        while self.work.role[at] != COMPUTES:  # a send: the op that made what it sends
+            at -= 1
+        second = arrival in self.work.of_second
         return Wait(rank, cast(Op, self.work.entries[at + second]), start, end, source, self.ready_at[arrival])

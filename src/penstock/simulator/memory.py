@@ -5,6 +5,8 @@
 - From the start of F to the end of B, or of I: activations; from the end of I to that of W: what I keeps.
 - What is offloaded: on the rank that keeps it from the start of the copy there to the end of the copy back, on its own
   rank to the end of the one and from the start of the other.
+- Where replicas share parameters: their shares throughout, and all of a stage's from the start of the gather to the end
+  of the op before its RESHARD.
 - Weight versions beside the first: from the start of the S that makes one until the last backward that uses it ends.
 """
 
@@ -15,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from penstock.costs import StageCosts
 from penstock.ir.dependencies import carried
 from penstock.ir.ops import RECEIVES, Channel, OpKind, Transfer
-from penstock.ir.program import Program
+from penstock.ir.program import Instruction, Program
 from penstock.ir.schedule import WeightRule
 from penstock.timeline import Span, Transmission
 from penstock.verifier.peaks import ring_sizes
@@ -23,7 +25,14 @@ from penstock.verifier.weights import weights_of
 
 Curve = tuple[tuple[float, float], ...]
 
-_KNOWN = ("parameter_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes", "deferred_bytes")
+_KNOWN = (
+    "parameter_bytes",
+    "gradient_bytes",
+    "optimizer_bytes",
+    "activation_bytes",
+    "deferred_bytes",
+    "sharded_bytes",
+)
 
 
 def memory_curves(
@@ -42,7 +51,9 @@ def memory_curves(
         return ()
     evaluates = program.schedule.weight_rule is WeightRule.FROZEN
     kept = (0,) * num_stages if evaluates else known["activation_bytes"]
-    throughout = _KNOWN[:1] if evaluates else _KNOWN[:3]
+    shares = bool((program.columns.kind == OpKind.UNSHARD).any())
+    weights = "sharded_bytes" if shares else "parameter_bytes"
+    throughout = (weights,) if evaluates else (weights, *_KNOWN[1:3])
     rings = _ring_bytes(program, costs.per_stage("boundary_bytes", num_stages))
     versions = weights_of(program.schedule).changes
     copies = [message for message in transmissions if message.channel.kind in (OpKind.OFFLOAD, OpKind.RELOAD)]
@@ -56,6 +67,9 @@ def memory_curves(
             at, change = _change(span, kept, known["deferred_bytes"])
             steps.append((at, change + versions[rank].get(span.op, 0) * known["parameter_bytes"][span.op.stage]))
         moved = list(_moves(rank, copies, kept))
+        if shares:
+            gathers = [start for channel, _, start, _ in transmissions if channel == (rank, rank, OpKind.UNSHARD)]
+            moved += _gathers(program.ranks[rank], row, gathers, known["parameter_bytes"])
         # What leaves comes first: it made room for what arrives.
         for at, change in sorted(steps + moved, key=lambda step: (step[0], step[1] > 0)) if moved else steps:
             if change:
@@ -84,6 +98,32 @@ def _moves(rank: int, copies: Sequence[Transmission], kept: Sequence[float]) -> 
             yield end, -kept[op.stage]
         if rank == target:
             yield start, kept[op.stage]
+
+
+def _gathers(
+    entries: Sequence[Instruction], row: Sequence[Span], starts: Sequence[float], sizes: Sequence[float]
+) -> Iterator[tuple[float, float]]:
+    """Yields when a rank takes in and lets go the parameters of its stages, and their bytes.
+
+    Args:
+        entries: its instructions.
+        row: its spans in order; UNSHARD is among them where it runs alone.
+        starts: when each UNSHARD that runs beside them started.
+        sizes: of each stage.
+    """
+    spans, beside = iter(row), iter(starts)
+    coming, now = next(spans, None), 0.0
+    for entry in entries:
+        begin = now
+        if coming is not None and entry == coming.op:
+            begin, now = coming.start, coming.end
+            coming = next(spans, None)
+        elif entry.kind == OpKind.UNSHARD:
+            begin = next(beside)
+        if entry.kind == OpKind.UNSHARD:
+            yield begin, sizes[entry.stage]
+        elif entry.kind == OpKind.RESHARD:
+            yield now, -sizes[entry.stage]
 
 
 def _ring_bytes(program: Program, boundary: Sequence[float]) -> list[float]:

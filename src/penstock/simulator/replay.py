@@ -49,8 +49,8 @@ class Replay:
         program: one that runs to its end.
 
     Raises:
-        ScheduleError: the schedule has overlapped pairs, activations kept on other ranks, or optimizer steps of a stage
-            that several ranks hold; only `simulate` times these.
+        ScheduleError: the schedule has overlapped pairs, activations kept on other ranks, gathered parameters, or
+            optimizer steps of a stage that several ranks hold; only `simulate` times these.
         VerificationError: the program deadlocks.
     """
 
@@ -59,6 +59,8 @@ class Replay:
             raise ScheduleError(f"{program.schedule.name} overlaps ops; use simulate for it")
         if program.schedule.keepers:
             raise ScheduleError(f"{program.schedule.name} offloads activations; use simulate for it")
+        if (program.columns.kind == OpKind.UNSHARD).any():
+            raise ScheduleError(f"{program.schedule.name} gathers parameters; use simulate for it")
         if awaited_gradients(program.schedule):
             raise ScheduleError(f"{program.schedule.name} has ranks that step a stage together; use simulate for it")
         self.program = program
@@ -73,7 +75,10 @@ class Replay:
 
         Raises:
             UserError: costs of another number of stages.
+            ScheduleError: a cluster whose ranks stand still while they send, or whose links several channels share.
         """
+        if cluster is not None and not cluster.overlap:
+            raise ScheduleError("ranks of this cluster stand still while they send; use simulate for it")
         seconds, busy, latency = self._tables(costs, cluster or Cluster.uniform(self.program.num_ranks))
         return float(self._kernel(*self._rows, seconds, busy, latency))
 

@@ -1,4 +1,4 @@
-"""What each message and copy takes on its link."""
+"""What each message, copy and gather takes on its link; the gathers of a rank have one of their own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from penstock.cluster import Cluster
 from penstock.costs import StageCosts
 from penstock.ir.columns import codes
 from penstock.ir.dependencies import MESSAGE
+from penstock.ir.ops import OpKind
 from penstock.ir.program import Program
 from penstock.simulator.work import Work
 
@@ -26,7 +27,8 @@ class Wires(NamedTuple):
 def wires_of(program: Program, work: Work, costs: StageCosts, cluster: Cluster) -> Wires:
     """Returns for the messages and copies of `work` what they take."""
     num_stages = program.schedule.num_stages
-    boundary, copied = (costs.per_stage(field, num_stages) for field in ("boundary_bytes", "activation_bytes"))
+    fields = ("boundary_bytes", "activation_bytes", "unshard")
+    boundary, copied, gather = (costs.per_stage(field, num_stages) for field in fields)
     if not work.travels:
         return Wires([], [], [], 0)
     ends = np.array([channel[:2] for channel in work.channels])
@@ -36,8 +38,12 @@ def wires_of(program: Program, work: Work, costs: StageCosts, cluster: Cluster) 
     _, first, same = np.unique(codes(pair, kind, stage), return_index=True, return_inverse=True)
     busy, latency = [], []
     for at in first.tolist():
-        link = cluster.link(*ends[at].tolist())
         of_stage = int(stage[at])
+        if kind[at] == OpKind.UNSHARD:
+            busy.append(gather[of_stage])
+            latency.append(0.0)
+            continue
+        link = cluster.link(*ends[at].tolist())
         maker = MESSAGE.get(kind[at])
         num_bytes = copied[of_stage] if maker is None else boundary[min(of_stage, of_stage + maker[1])]
         busy.append(link.busy_seconds(num_bytes))

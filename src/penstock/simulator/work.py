@@ -15,13 +15,16 @@ import numpy as np
 from penstock.cluster import Cluster
 from penstock.costs import StageCosts
 from penstock.ir.columns import ABSENT, codes
-from penstock.ir.ops import BACKWARD, GUESTS, MOVES, RECEIVES, SENDS, Channel, Op, OpKind
+from penstock.ir.ops import BACKWARD, GUESTS, MOVES, NEEDS_PARAMETERS, RECEIVES, SENDS, Channel, Op, OpKind
 from penstock.ir.program import Instruction, Program
 from penstock.ir.steps import awaited_gradients, contributed
 from penstock.simulator.durations import durations
 
-COMPUTES, POSTS, COPIES, PASSES = range(4)
-"""What an instruction does in a simulation; `PASSES` nothing."""
+COMPUTES, POSTS, SENDS_ALONE, COPIES, GATHERS, PASSES = range(6)
+"""What an instruction does in a simulation.
+
+POSTS: one end of a message; SENDS_ALONE: one whose rank stands still until it has arrived; PASSES: nothing.
+"""
 
 
 class Work:
@@ -34,20 +37,20 @@ class Work:
         needs: the arrivals that each waits for; the first op of an overlapped pair waits for those of both.
         of_second: arrivals that the second op of a pair waits for.
         seconds: how long each takes.
-        travels: the receive or copy behind each arrival but the reductions.
+        travels: the receive, copy or gather behind each arrival but the reductions.
         channels: on which channel each of them travels.
     """
 
     def __init__(self, program: Program, costs: StageCosts, cluster: Cluster) -> None:
         self.entries: list[Instruction] = list(chain.from_iterable(program.ranks))
         self.seconds = _seconds(program, self.entries, costs, cluster)
-        self._arrange(program)
+        self._arrange(program, overlap=cluster.overlap)
         self.needs: list[tuple[int, ...]] = [()] * len(self.entries)
         self.of_second: set[int] = set()
         self._add_needs(program)
         self._join_pairs(program)
 
-    def _arrange(self, program: Program) -> None:
+    def _arrange(self, program: Program, *, overlap: bool) -> None:
         """Numbers the arrivals."""
         links, kinds = program.links, program.columns.kind
         role = np.full(len(kinds), COMPUTES)
@@ -55,12 +58,14 @@ class Work:
         role[links.receives.entry] = POSTS
         met = links.meets != ABSENT
         senders = links.sends.entry[links.meets[met]]
-        role[senders] = POSTS
+        role[senders] = POSTS if overlap else SENDS_ALONE
         role[np.isin(kinds, [*MOVES])] = COPIES
-        moves = np.flatnonzero(role == COPIES).tolist()
+        role[kinds == OpKind.UNSHARD] = GATHERS if overlap else COMPUTES
+        role[kinds == OpKind.RESHARD] = PASSES
+        moves = np.flatnonzero((role == COPIES) | (role == GATHERS)).tolist()
         receives = links.receives.entry.tolist()
         channels = list(map(itemgetter(4), map(self.entries.__getitem__, receives)))
-        channels += [_channel_of_copy(program, number) for number in moves]
+        channels += [_channel_of_move(program, number) for number in moves]
         travels = receives + moves
         if moves:
             order = sorted(range(len(travels)), key=channels.__getitem__)
@@ -99,11 +104,24 @@ class Work:
             copied = tuple(brings[move] for move in moves)
             back = self.entries[number].kind in BACKWARD
             needs[number] = copied + needs[number] if back else needs[number] + copied
+        for number, gather in self._first_after_gathers(program):
+            needs[number] += (brings[gather],)
         awaited = awaited_gradients(program.schedule)
         ops = [(at, entry) for at, entry in enumerate(self.entries) if isinstance(entry, Op)] if awaited else []
         given = {contributed(op): brings[at] for at, op in ops if op.kind == OpKind.REDUCE_GRAD}
         for number, op in ops:
             needs[number] += tuple(given.get(value, self.never) for value in awaited.get(op, ()))
+
+    def _first_after_gathers(self, program: Program) -> Iterator[tuple[int, int]]:
+        """Yields the first op that needs what is gathered, and the UNSHARD; ops behind it find that there."""
+        if GATHERS not in self.role:
+            return
+        under_way: dict[tuple[int, int], int] = {}
+        for number, (rank, _, entry) in enumerate(program.instructions()):
+            if entry.kind == OpKind.UNSHARD:
+                under_way[rank, entry.stage] = number
+            elif entry.kind in NEEDS_PARAMETERS and (rank, entry.stage) in under_way:
+                yield number, under_way.pop((rank, entry.stage))
 
     def _join_pairs(self, program: Program) -> None:
         """Lets the first op of a pair wait for what both need."""
@@ -113,9 +131,13 @@ class Work:
             self.needs[second] = ()
 
 
-def _channel_of_copy(program: Program, number: int) -> Channel:
+def _channel_of_move(program: Program, number: int) -> Channel:
+    """Returns where a copy of activations travels; gathered parameters come to their own rank."""
     rank, position = program.columns.place(number)
-    kind, keeper = program.ranks[rank][position].kind, program.schedule.keepers[rank]
+    kind = program.ranks[rank][position].kind
+    if kind == OpKind.UNSHARD:
+        return Channel(rank, rank, kind)
+    keeper = program.schedule.keepers[rank]
     return Channel(rank, keeper, kind) if kind == OpKind.OFFLOAD else Channel(keeper, rank, kind)
 
 

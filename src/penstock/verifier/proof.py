@@ -11,6 +11,7 @@ from penstock.ir.program import Program
 from penstock.ir.schedule import Schedule
 from penstock.lowering import lower
 from penstock.verifier.completeness import check_completeness, check_order
+from penstock.verifier.gathers import check_gathers
 from penstock.verifier.messages import check_messages
 from penstock.verifier.offloading import check_guests, check_offloading
 from penstock.verifier.peaks import peak_activations, peak_deferred, peak_guests, ring_sizes
@@ -33,6 +34,7 @@ class Proof:
         staleness: per stage the most versions it moves on between a microbatch's forward and the step that applies
             its gradient; 0 under flush. `penstock.verifier.weights` has them for every microbatch.
         peak_guests: per rank the most activations that it keeps at once for ranks that offload to it.
+        peak_gathered: per rank the most stages whose parameters it has gathered at once; 0 where it shares none.
     """
 
     program: Program
@@ -42,6 +44,7 @@ class Proof:
     weight_versions: tuple[int, ...]
     staleness: tuple[int, ...]
     peak_guests: tuple[int, ...]
+    peak_gathered: tuple[int, ...]
 
 
 @collector_paused
@@ -50,7 +53,8 @@ def verify(subject: Schedule | Program) -> Proof:
 
     A schedule is lowered first. Proven, in this order: every op occurs exactly once, on the rank that holds its stage;
     what is offloaded comes back before its backward; lowering kept the order; gradients are reduced once, when they
-    are complete, by all owners of a stage or by none; sends and receives match one to one, in the same order, on every
+    are complete, by all owners of a stage or by none; parameters that replicas share are gathered where an op needs
+    them, and let go before the end; sends and receives match one to one, in the same order, on every
     channel, and so does what is offloaded and kept; every op finds what it consumes, an overlapped pair what both its
     ops consume, and all ranks reach their end under rendezvous semantics, in which a send blocks until its receive is
     posted (so they do under any buffering); every forward and backward finds the weight version that the schedule's
@@ -68,6 +72,7 @@ def verify(subject: Schedule | Program) -> Proof:
     program = lower(subject) if isinstance(subject, Schedule) else subject
     check_order(program)
     check_reductions(program)
+    gathered = check_gathers(program)
     check_messages(program)
     check_guests(program)
     check_progress(program)
@@ -81,4 +86,5 @@ def verify(subject: Schedule | Program) -> Proof:
         weights.versions,
         weights.staleness,
         guests,
+        gathered,
     )

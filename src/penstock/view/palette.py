@@ -34,6 +34,7 @@ LOOKS: dict[OpKind, Look] = {
     OpKind.W: Look("weight gradient", "#2c6e62", "#ffffff", "green"),
     OpKind.S: Look("optimizer step", "#43305f", "#ffffff", "magenta"),
     OpKind.REDUCE_GRAD: Look("gradient reduction", "#6b6b6b", "#ffffff", "cyan"),
+    OpKind.UNSHARD: Look("parameter gather", "#8e7cc3", "#ffffff", "bright_magenta"),
 }
 
 OTHER = Look("other", "#9a9a9a", "#1b1b1b", "cyan")
