@@ -14,6 +14,9 @@ import torch
 
 from penstock.errors import ModelError
 
+_ONE_TENSOR = '{"tensor": 0}'
+"""The tree of nearly every boundary."""
+
 _PLAIN = (bool, int, float, str, type(None))
 _CONTAINERS: dict[str, type[Any]] = {"tuple": tuple, "list": list}
 
@@ -41,6 +44,13 @@ class BoundarySpec(NamedTuple):
     tree: str
     tensors: tuple[TensorSpec, ...]
 
+    def is_of(self, value: Any) -> bool:
+        """Returns whether `value` is one tensor, and this its spec; a quick look that spares `flatten`."""
+        if self.tree != _ONE_TENSOR or not isinstance(value, torch.Tensor):
+            return False
+        shape, dtype, needs_grad = self.tensors[0]
+        return value.shape == shape and value.dtype == dtype and value.requires_grad == needs_grad
+
     def encode(self) -> bytes:
         """Returns the spec as bytes; `decode` is its inverse."""
         rows = [[list(spec.shape), str(spec.dtype).removeprefix("torch."), spec.needs_grad] for spec in self.tensors]
@@ -67,7 +77,7 @@ def flatten(value: Any) -> tuple[BoundarySpec, list[torch.Tensor]]:
         ModelError: something in the tree can neither travel as a tensor nor as a plain value.
     """
     if isinstance(value, torch.Tensor):  # the common case, without a walk
-        return BoundarySpec('{"tensor": 0}', (_spec(value),)), [value]
+        return BoundarySpec(_ONE_TENSOR, (_spec(value),)), [value]
     tensors: list[torch.Tensor] = []
     tree = json.dumps(_encode(value, tensors, "boundary"))
     return BoundarySpec(tree, tuple(map(_spec, tensors))), tensors
@@ -75,7 +85,7 @@ def flatten(value: Any) -> tuple[BoundarySpec, list[torch.Tensor]]:
 
 def unflatten(spec: BoundarySpec, tensors: Sequence[torch.Tensor]) -> Any:
     """Returns the tree of `spec` with these tensors in it."""
-    if spec.tree == '{"tensor": 0}':
+    if spec.tree == _ONE_TENSOR:
         return tensors[0]
     return _decode(json.loads(spec.tree), tensors)
 

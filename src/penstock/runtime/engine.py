@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from penstock.errors import RankFailedError, ScheduleError
-from penstock.ir.dependencies import Value, ValueKind, message
-from penstock.ir.ops import BACKWARD, RECEIVES, Channel, Op, OpKind, Transfer
+from penstock.ir.dependencies import Value, ValueKind, carried, message
+from penstock.ir.ops import COMPUTE, RECEIVES, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Instruction
 from penstock.runtime.boundary import flatten, unflatten
 from penstock.runtime.cursor import describe
@@ -21,7 +21,7 @@ from penstock.runtime.links import Links
 from penstock.runtime.owners import reductions_of
 from penstock.runtime.randomness import keyed_layers
 from penstock.runtime.recorder import Recorder
-from penstock.runtime.stage_work import Boundary, StageWork, boundary_of
+from penstock.runtime.stage_work import Boundary, StageWork, backward_in_one_thread, boundary_of
 from penstock.runtime.step_batch import StepBatch
 from penstock.runtime.transport import Transport
 from penstock.verifier import Proof, receive_slots
@@ -37,6 +37,28 @@ def split_microbatches(entries: Sequence[Instruction]) -> frozenset[tuple[int, i
         for entry, following in zip(entries, [*entries[1:], None], strict=True)
         if entry.kind == OpKind.I and not (following and following.kind == OpKind.W and following[1:] == entry[1:])
     )
+
+
+class _Way(NamedTuple):
+    """Where an op stands and what comes and goes.
+
+    Attributes:
+        position: in its rank's program.
+        work: its stage.
+        taken: what it takes from another stage; None for the batch and the loss.
+        channel: on which that comes; None where this rank makes it.
+        given: what it makes for another stage.
+        stays: this rank takes that.
+        split: its microbatch's backward is I and W there.
+    """
+
+    position: int
+    work: StageWork
+    taken: Value | None
+    channel: Channel | None
+    given: Value | None
+    stays: bool
+    split: bool
 
 
 class Engine:
@@ -74,6 +96,8 @@ class Engine:
         self._split = split_microbatches(self.program.ranks[self._rank])
         self._hooks = HeldHooks()
         self._calls = self._bind()
+        self._noted = self.recorder.current.ops
+        self._starts: dict[float, torch.Tensor] = {}
 
     def run(self, batch: StepBatch, *, signature: int) -> None:
         """Runs the program once on `batch`; its losses or outputs are in it afterwards.
@@ -97,8 +121,10 @@ class Engine:
         if self._offloading:
             self._offloading.begin(batch, signature)
         self.recorder.begin(time.perf_counter())
+        self._noted = self.recorder.current.ops
+        self._starts.clear()
         try:
-            with torch.set_grad_enabled(batch.training):
+            with torch.set_grad_enabled(batch.training), backward_in_one_thread(bool(self._split)):
                 for index, call in enumerate(self._calls):
                     cursor.index = index
                     call()
@@ -176,114 +202,129 @@ class Engine:
         return calls
 
     def _bound(self, position: int, entry: Instruction, slots: Mapping[Channel, Any]) -> tuple[object, ...]:
-        """Returns what a handler needs beside its entry: position and channel of an op, ring slot of a receive."""
+        """Returns what a handler needs beside its entry, so that nothing of it is found out while a step runs."""
         if isinstance(entry, Transfer):
-            return (slots[entry.channel].slot[position],) if entry.kind in RECEIVES else (position,)
+            value = carried(entry)
+            return (value, slots[entry.channel].slot[position]) if entry.kind in RECEIVES else (value, position)
         if entry.kind == OpKind.REDUCE_GRAD:
             return (position, position in self._reduces)
-        if entry.kind == OpKind.F and entry.stage > 0:
-            return (position, self._channel(Value(ValueKind.OUTPUT, entry.stage - 1, *entry[2:])))
-        if entry.kind in BACKWARD and entry.stage < self._last:
-            return (position, self._channel(Value(ValueKind.INPUT_GRAD, entry.stage + 1, *entry[2:])))
-        return (position, None)
+        if entry.kind not in COMPUTE or entry.kind == OpKind.S:
+            return (position,)
+        forward = entry.kind == OpKind.F
+        kind, ahead = (ValueKind.OUTPUT, 1) if forward else (ValueKind.INPUT_GRAD, -1)
+        before, after = entry.stage - ahead, entry.stage + ahead
+        taken = Value(kind, before, *entry[2:]) if 0 <= before <= self._last else None
+        given = Value(kind, *entry[1:]) if 0 <= after <= self._last else None
+        return (
+            _Way(
+                position,
+                self._stages[entry.stage],
+                taken,
+                self._channel(taken) if taken else None,
+                given,
+                given is not None and self._holds(after, entry.replica),
+                entry[1:] in self._split,
+            ),
+        )
 
     def _channel(self, value: Value) -> Channel | None:
         """Returns the channel on which `value` comes to this rank, None where it is made here."""
         maker = self.program.schedule.placement.rank_of(value.stage, value.replica)
         return None if maker == self._rank else message(value, maker=maker, taker=self._rank)[1].channel
 
-    def _stays(self, stage: int, replica: int) -> bool:
+    def _holds(self, stage: int, replica: int) -> bool:
         return self.program.schedule.placement.rank_of(stage, replica) == self._rank
 
-    def _forward(self, op: Op, position: int, channel: Channel | None) -> None:
-        batch, work = self._batch, self._stages[op.stage]
+    def _forward(self, op: Op, way: _Way) -> None:
+        batch, work = self._batch, way.work
         asked = time.perf_counter()
-        boundary = self._input(op, channel) if op.stage else None
+        boundary = None if way.taken is None else self._input(way.taken, way.channel)
         begin = time.perf_counter()
         if self._seed is not None:
             work.module.surrounding = keyed_layers(self._seed, step=batch.step, microbatch=op.microbatch)
         leaves: tuple[torch.Tensor, ...] = ()
-        with work.deferring(op[1:] in self._split):
-            if boundary is None:
-                output = work.module(batch.inputs[op.microbatch])
-            else:
-                leaves, output = work.forward_from(boundary, training=batch.training)
-            self._deliver(op, work, leaves, output)
-        self.recorder.current.ops.append((position, asked, begin, time.perf_counter()))
+        if boundary is None:
+            output = work.forward(batch.inputs[op.microbatch], split=way.split)
+        else:
+            leaves, output = work.forward_from(boundary, training=batch.training, split=way.split)
+        self._deliver(op, way, leaves, output)
+        self._noted.append((way.position, asked, begin, time.perf_counter()))
         self._links.reap()
 
-    def _input(self, op: Op, channel: Channel | None) -> Boundary:
-        value = Value(ValueKind.OUTPUT, op.stage - 1, op.microbatch, op.replica)
+    def _input(self, value: Value, channel: Channel | None) -> Boundary:
         if channel is None:
             boundary: Boundary = self._local.pop(value)
             return boundary
         tensors = self._links.take(value, channel)
         return Boundary(self._links.spec(value), tuple(tensors))
 
-    def _deliver(self, op: Op, work: StageWork, leaves: tuple[torch.Tensor, ...], output: Any) -> None:
+    def _deliver(self, op: Op, way: _Way, leaves: tuple[torch.Tensor, ...], output: Any) -> None:
         """Hands the output on: to the loss, to the caller, to the next stage here or on its way there."""
-        batch = self._batch
-        if op.stage == self._last:
+        batch, links, value = self._batch, self._links, way.given
+        if value is None:
             if not batch.targets:
                 spec, tensors = flatten(output)
-                batch.outputs[op.microbatch] = unflatten(spec, [self._links.apart(tensor) for tensor in tensors])
+                batch.outputs[op.microbatch] = unflatten(spec, [links.apart(tensor) for tensor in tensors])
                 return
-            loss = work.loss(output, batch.targets[op.microbatch])
+            loss = way.work.loss(output, batch.targets[op.microbatch])
             batch.losses[op.microbatch] = loss.detach()
             kept: tuple[torch.Tensor, ...] = (loss,)
         else:
-            value = Value(ValueKind.OUTPUT, op.stage, op.microbatch, op.replica)
-            boundary = boundary_of(output)
+            boundary = boundary_of(output, known=links.known_spec(value))
             kept = boundary.tensors
-            if self._stays(op.stage + 1, op.replica):
+            if not way.stays:
+                links.offer(value, boundary)
+            elif batch.training:
+                self._local[value] = boundary
+            else:
                 # Without a backward to come, the ring buffer of this stage's input is free from now on.
-                own = kept if batch.training else tuple(map(self._links.apart, kept))
-                self._local[value] = Boundary(boundary.spec, own)
-            else:
-                self._links.offer(value, boundary)
+                self._local[value] = Boundary(boundary.spec, tuple(map(links.apart, kept)))
         if batch.training:
-            work.keep(op.microbatch, leaves, kept)
+            way.work.keep(op.microbatch, leaves, kept)
 
-    def _backward(self, op: Op, position: int, channel: Channel | None) -> None:
-        work = self._stages[op.stage]
+    def _backward(self, op: Op, way: _Way) -> None:
+        work = way.work
         asked = time.perf_counter()
-        grads = self._output_grads(op, channel)
+        grads = self._output_grads(op, way)
         begin = time.perf_counter()
-        half = op[1:] in self._split
-        inputs = work.input_grads(op.microbatch, grads) if half else work.backward(op.microbatch, grads)
-        if op.stage > 0:
-            value = Value(ValueKind.INPUT_GRAD, op.stage, op.microbatch, op.replica)
-            if self._stays(op.stage - 1, op.replica):
-                self._local[value] = inputs
+        inputs = work.input_grads(op.microbatch, grads) if way.split else work.backward(op.microbatch, grads)
+        if way.given is not None:
+            if way.stays:
+                self._local[way.given] = inputs
             else:
-                self._links.offer_grads(value, inputs)
-        self.recorder.current.ops.append((position, asked, begin, time.perf_counter()))
+                self._links.offer_grads(way.given, inputs)
+        self._noted.append((way.position, asked, begin, time.perf_counter()))
         self._links.reap()
 
-    def _weight_grads(self, op: Op, position: int, _: Channel | None) -> None:
+    def _weight_grads(self, op: Op, way: _Way) -> None:
         begin = time.perf_counter()
-        if op[1:] in self._split:
-            self._stages[op.stage].weight_grads(op.microbatch)
-        self.recorder.current.ops.append((position, begin, begin, time.perf_counter()))
+        if way.split:
+            way.work.weight_grads(op.microbatch)
+        self._noted.append((way.position, begin, begin, time.perf_counter()))
 
-    def _output_grads(self, op: Op, channel: Channel | None) -> list[torch.Tensor]:
-        if op.stage == self._last:
-            loss = self._batch.losses[op.microbatch]
-            return [torch.full_like(loss, self._batch.starts[op.microbatch])]
-        value = Value(ValueKind.INPUT_GRAD, op.stage + 1, op.microbatch, op.replica)
-        if channel is None:
-            grads: list[torch.Tensor] = self._local.pop(value)
+    def _output_grads(self, op: Op, way: _Way) -> list[torch.Tensor]:
+        if way.taken is None:
+            return [self._start(self._batch.losses[op.microbatch], self._batch.starts[op.microbatch])]
+        if way.channel is None:
+            grads: list[torch.Tensor] = self._local.pop(way.taken)
             return grads
-        return self._links.take(value, channel)
+        return self._links.take(way.taken, way.channel)
+
+    def _start(self, loss: torch.Tensor, start: float) -> torch.Tensor:
+        """Returns the gradient of `loss` that its backward starts from; microbatches of equal weight share one."""
+        found = self._starts.get(start)
+        if found is None or found.dtype != loss.dtype or found.shape != loss.shape or found.device != loss.device:
+            found = self._starts[start] = torch.full_like(loss, start)
+        return found
 
     def _reduce_grad(self, op: Op, position: int, reduces: bool) -> None:
         """Hands the stage's gradients on; not yet if a later one on this rank is of the same stage in another row."""
         begin = time.perf_counter()
         if self._reduction and reduces:
             self._reduction.post(op.stage)
-        self.recorder.current.ops.append((position, begin, begin, time.perf_counter()))
+        self._noted.append((position, begin, begin, time.perf_counter()))
 
-    def _step(self, op: Op, position: int, _: Channel | None) -> None:
+    def _step(self, op: Op, position: int) -> None:
         asked = time.perf_counter()
         if self._reduction:
             self._reduction.complete(op.stage)
@@ -293,15 +334,15 @@ class Engine:
             self._hooks.fire_for(parameters)
             self._stepping.step(op, self._batch.divisors)
             self._hooks.take(parameters)
-        self.recorder.current.ops.append((position, asked, begin, time.perf_counter()))
+        self._noted.append((position, asked, begin, time.perf_counter()))
 
     def _move(self, op: Op, *_: object) -> None:
         if self._offloading:
             self._offloading.handlers[op.kind](op)
 
-    def _send(self, entry: Transfer, position: int) -> None:
+    def _send(self, entry: Transfer, value: Value, position: int) -> None:
         self.recorder.current.sends.append((position, time.perf_counter()))
-        self._links.send(entry)
+        self._links.send(entry, value)
 
-    def _receive(self, entry: Transfer, slot: int) -> None:
-        self._links.post(entry, slot)
+    def _receive(self, entry: Transfer, value: Value, slot: int) -> None:
+        self._links.post(entry, value, slot)

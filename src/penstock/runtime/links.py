@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import torch
 
@@ -24,10 +23,13 @@ from penstock.runtime.transport import Pending, Transport
 SpecKey = tuple[int, int, int]
 """(stage whose output it is, microbatch, replica)."""
 
-_carried = lru_cache(maxsize=1 << 16)(carried)
 _MAX_SIGNATURES = 256
 _MOST_SENDING = 2
 """Messages of one channel under way at once: one that travels and one behind it."""
+
+
+def _gone(parts: list[tuple[Pending, torch.Tensor]]) -> bool:
+    return all([pending.done() for pending, _ in parts])  # noqa: C419  # nearly always one: a generator takes longer
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class _Sending:
     parts: list[tuple[Pending, torch.Tensor]]
 
     def done(self) -> bool:
-        return all(pending.done() for pending, _ in self.parts)
+        return _gone(self.parts)
 
     def wait(self) -> None:
         for pending, _ in self.parts:
@@ -100,9 +102,8 @@ class Links:
         Raises:
             ModelError: the boundary differs from what the other end was told, with unchanged inputs.
         """
-        key = (value.stage, value.microbatch, value.replica)
-        known = self._known.specs.setdefault(key, boundary.spec)
-        if known != boundary.spec:
+        known = self._known.specs.setdefault(value[1:], boundary.spec)
+        if known is not boundary.spec and known != boundary.spec:
             raise ModelError(
                 f"the output of stage {value.stage} on microbatch {value.microbatch} changed from {known} to "
                 f"{boundary.spec} although the inputs kept their shapes; make it depend on the inputs' shapes only"
@@ -113,14 +114,18 @@ class Links:
         """Takes the input gradients that a later SEND_B carries away."""
         self._outgoing[value] = tuple(grads)
 
-    def send(self, transfer: Transfer) -> None:
-        """Starts to send what was offered.
+    def known_spec(self, value: Value) -> BoundarySpec | None:
+        """Returns the spec that a stage's output had before, with inputs of these shapes; None if there was none."""
+        return self._known.specs.get(value[1:])
+
+    def send(self, transfer: Transfer, value: Value) -> None:
+        """Starts to send `value`, which was offered.
 
         With known shapes at most two messages of a channel are under way: to wait here for an older one cannot
         deadlock, because the program is proven with sends that block where they stand. While shapes are learned,
         receives are posted later than the program says, and nothing waits.
         """
-        value, channel = _carried(transfer), transfer.channel
+        channel = transfer.channel
         tensors = [self.apart(tensor.contiguous()) for tensor in self._outgoing.pop(value)]
         sending = self._sending[channel]
         if self._known.learned:
@@ -129,7 +134,7 @@ class Links:
         elif value.kind == ValueKind.OUTPUT:
             tensors = [*self._header(self.spec(value)), *tensors]
         parts = [(self._transport.send(channel, tensor), tensor) for tensor in tensors]
-        if not all(pending.done() for pending, _ in parts):
+        if not _gone(parts):
             sending.append(_Sending(value, parts))
 
     def reap(self) -> None:
@@ -138,12 +143,12 @@ class Links:
             while sending and sending[0].done():
                 sending.popleft().wait()
 
-    def post(self, transfer: Transfer, slot: int) -> None:
-        """Posts the receives of one boundary or gradient into the ring buffers of `slot`."""
+    def post(self, transfer: Transfer, value: Value, slot: int) -> None:
+        """Posts the receives of `value`, one boundary or gradient, into the ring buffers of `slot`."""
         if not self._known.learned:
             self._unread[transfer.channel].append(transfer)
             return
-        value, channel = _carried(transfer), transfer.channel
+        channel = transfer.channel
         specs = self._known.received.get(value)
         if specs is None:
             specs = self._known.received[value] = self._specs(transfer)
@@ -186,7 +191,7 @@ class Links:
 
     def spec(self, value: Value) -> BoundarySpec:
         """Returns the spec of a stage's output that this rank sent or received."""
-        return self._known.specs[(value.stage, value.microbatch, value.replica)]
+        return self._known.specs[value[1:]]
 
     def _specs(self, transfer: Transfer) -> list[TensorSpec]:
         """Returns the tensors of a message: a whole boundary, or a gradient for each tensor that needs one."""
@@ -206,8 +211,7 @@ class Links:
     def _read_message(self, transfer: Transfer) -> list[torch.Tensor]:
         value = carried(transfer)
         if value.kind == ValueKind.OUTPUT:
-            key = (value.stage, value.microbatch, value.replica)
-            self._known.specs[key] = self._receive_header(transfer.channel)
+            self._known.specs[value[1:]] = self._receive_header(transfer.channel)
         tensors = [spec.empty(self._device) for spec in self._specs(transfer)]
         for tensor in tensors:
             self._transport.recv(transfer.channel, tensor).wait()

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, _engine_run_backward, get_gradient_edge
 
 from penstock.errors import BatchError
@@ -67,28 +68,33 @@ class StageWork:
         self._tape.entries = None
         self.finish()
 
-    def deferring(self, split: bool) -> AbstractContextManager[object]:
-        """Returns the context of a forward, whose backward is split into I and W or is not."""
-        return self._deferring if split else nullcontext()
+    def forward(self, value: Any, *, split: bool) -> Any:
+        """Returns the stage's output on `value`, whose backward is split into I and W or is not."""
+        if not split:
+            return self.module(value)
+        with self._deferring:
+            return self.module(value)
 
-    def forward_from(self, boundary: Boundary, *, training: bool) -> tuple[tuple[torch.Tensor, ...], Any]:
+    def forward_from(self, boundary: Boundary, *, training: bool, split: bool) -> tuple[tuple[torch.Tensor, ...], Any]:
         """Returns the leaf tensors that enter the stage, and its output."""
-        leaves = tuple(
-            tensor.detach().requires_grad_(spec.needs_grad and training)
-            for tensor, spec in zip(boundary.tensors, boundary.spec.tensors, strict=True)
-        )
+        spec = boundary.spec
+        leaves = tuple([tensor.detach() for tensor in boundary.tensors])
+        if training:
+            for leaf, (_, _, needs_grad) in zip(leaves, spec.tensors, strict=True):
+                if needs_grad:
+                    leaf.requires_grad_()
         if not training or self._writes_input is False:
-            return leaves, self.module(unflatten(boundary.spec, leaves))
+            return leaves, self.forward(unflatten(spec, leaves), split=split)
         shields = tuple(_shielded(leaf) if leaf.requires_grad else leaf for leaf in leaves)
         versions = [shield._version for shield in shields]
-        output = self.module(unflatten(boundary.spec, shields))
+        output = self.forward(unflatten(spec, shields), split=split)
         if self._writes_input is None:
             self._writes_input = any(shield._version != old for shield, old in zip(shields, versions, strict=True))
         return leaves, output
 
     def keep(self, microbatch: int, leaves: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> None:
         """Keeps what the backward of `microbatch` needs."""
-        edges = tuple([get_gradient_edge(output) for output in outputs if output.requires_grad])
+        edges = tuple([_edge(output) for output in outputs if output.requires_grad])
         self._in_flight[microbatch] = _InFlight(tuple([leaf for leaf in leaves if leaf.requires_grad]), edges)
 
     def backward(self, microbatch: int, grads: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -108,13 +114,13 @@ class StageWork:
 
         Args:
             microbatch: one whose forward ran under `deferring(True)`.
-            grads: as for `backward`.
+            grads: as for `backward`. Autograd runs in the caller's thread, as `backward_in_one_thread` makes it,
+                where the mode of the forward is in force.
         """
         entries: list[Entry] = []
         self._tape.entries = entries
         try:
-            # One thread, so that a forward that is run once more (activation checkpointing) is under the mode too.
-            with self._deferring, torch.autograd.set_multithreading_enabled(False):
+            with self._deferring:  # activation checkpointing runs a forward once more
                 found = self.backward(microbatch, grads)
         finally:
             self._tape.entries = None
@@ -160,10 +166,29 @@ def _shielded(leaf: torch.Tensor) -> torch.Tensor:
     return shield
 
 
-def boundary_of(output: Any) -> Boundary:
-    """Returns a stage's output as a boundary; its tensors still belong to the autograd graph."""
+def boundary_of(output: Any, *, known: BoundarySpec | None = None) -> Boundary:
+    """Returns a stage's output as a boundary; its tensors still belong to the autograd graph.
+
+    Args:
+        output: a tree of tensors and plain values.
+        known: what its spec was before, and probably is again.
+    """
+    if known is not None and known.is_of(output):
+        return Boundary(known, (output,))
     spec, tensors = flatten(output)
     return Boundary(spec, tuple(tensors))
+
+
+def backward_in_one_thread(needed: bool) -> AbstractContextManager[object]:
+    """Returns the context of a step in which autograd runs backwards in the calling thread, if `needed`."""
+    return torch.autograd.set_multithreading_enabled(False) if needed else nullcontext()
+
+
+def _edge(output: torch.Tensor) -> GradientEdge:
+    """Returns where gradients of `output` enter its graph; at once for a node that needs no keeping alive."""
+    node = output.grad_fn
+    kept_by_python = isinstance(node, BackwardCFunction)
+    return get_gradient_edge(output) if node is None or kept_by_python else GradientEdge(node, output.output_nr)
 
 
 def _run_backward(edges: tuple[GradientEdge, ...], grads: tuple[torch.Tensor, ...]) -> None:

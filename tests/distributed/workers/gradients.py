@@ -14,6 +14,7 @@ from torch import nn
 
 import penstock as ps
 from penstock.errors import UserError
+from penstock.ir.dependencies import Value
 from penstock.ir.ops import OpKind, Transfer
 from penstock.runtime.links import Links
 from penstock.testing import reference_step
@@ -119,8 +120,8 @@ def most_sending(kind: OpKind | None = None) -> Iterator[list[int]]:
     """Notes how many messages of a channel were kept at once; of outputs or gradients alone if so asked."""
     send, most = Links.send, [0]
 
-    def noting(self: Links, transfer: Transfer) -> None:
-        send(self, transfer)
+    def noting(self: Links, transfer: Transfer, value: Value) -> None:
+        send(self, transfer, value)
         most.extend(len(kept) for channel, kept in self._sending.items() if kind in (None, channel.kind))
 
     Links.send = noting

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -67,8 +65,8 @@ class _Sums:
     Small ones are gathered and added by one call: for narrow layers a call costs more than the addition.
     """
 
-    def __init__(self, uses: Mapping[int, int]) -> None:
-        self._uses = dict(uses)
+    def __init__(self, uses: dict[int, int]) -> None:
+        self._uses = uses
         self._partial: dict[int, Tensor] = {}
         self._sources: list[Tensor] = []
         self._targets: list[Tensor] = []
@@ -103,8 +101,7 @@ class _Sums:
 
 def accumulate(entries: list[Entry]) -> None:
     """Adds the weight gradients of `entries`, one microbatch's, to `.grad`, and empties the list as it goes."""
-    weights = [entry.weights for entry in entries]
-    sums = _Sums(Counter(id(parameter) for each in weights for parameter in (each.weight, each.bias)))
+    sums = _Sums(_uses(entries))
     entries.reverse()
     with torch.no_grad():
         while entries:
@@ -114,6 +111,16 @@ def accumulate(entries: list[Entry]) -> None:
             if bias is not None and bias_grad is not None:
                 sums.add(bias, bias_grad)
         sums.flush()
+
+
+def _uses(entries: list[Entry]) -> dict[int, int]:
+    """Returns how often each parameter, by its id, is used."""
+    uses: dict[int, int] = {}
+    for (_, weight, bias, _), _, _ in entries:
+        uses[id(weight)] = uses.get(id(weight), 0) + 1
+        if bias is not None:
+            uses[id(bias)] = uses.get(id(bias), 0) + 1
+    return uses
 
 
 def _as_laid_out(parameter: Tensor, grad: Tensor) -> Tensor:
