@@ -20,6 +20,7 @@ from penstock.runtime.hooks import HeldHooks
 from penstock.runtime.links import Links
 from penstock.runtime.owners import reductions_of
 from penstock.runtime.randomness import keyed_layers
+from penstock.runtime.ranges import is_profiling, with_ranges
 from penstock.runtime.recorder import Recorder
 from penstock.runtime.stage_work import Boundary, StageWork, backward_in_one_thread, boundary_of
 from penstock.runtime.step_batch import StepBatch
@@ -125,7 +126,8 @@ class Engine:
         self._starts.clear()
         try:
             with torch.set_grad_enabled(batch.training), backward_in_one_thread(bool(self._split)):
-                for index, call in enumerate(self._calls):
+                calls = with_ranges(cursor.entries, self._calls) if is_profiling() else self._calls
+                for index, call in enumerate(calls):
                     cursor.index = index
                     call()
                 self._links.end()

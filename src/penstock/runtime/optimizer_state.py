@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
 from penstock.errors import ModelError
 from penstock.runtime.stepping import SteppedStage
 
+if TYPE_CHECKING:
+    from penstock.runtime.pipeline import Pipeline
+
 _MOVEMENT = "discrepancy"
+
+
+def stepped_stages_of(pipe: Pipeline) -> Mapping[int, SteppedStage]:
+    """Returns this rank's stages with the optimizers inside the schedule, none where the loop steps."""
+    return pipe._steps.stages if pipe._steps is not None else {}
 
 
 def optimizer_state(stages: Mapping[int, SteppedStage]) -> dict[str, Any]:
