@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from penstock.errors import HandshakeError, ModelError, RankFailedError
@@ -24,12 +23,11 @@ from penstock.runtime.duties import Duties, duties_of
 from penstock.runtime.engine import Engine
 from penstock.runtime.evaluating import eval_mode
 from penstock.runtime.feed import Call, Ends, Feed, WeightFunction
+from penstock.runtime.held_state import HeldState
 from penstock.runtime.links import Links
 from penstock.runtime.measured import decode_record, encode_record, measured_timeline
 from penstock.runtime.microbatches import even_sizes, ragged_sizes
-from penstock.runtime.model_state import load_module_state, module_state
 from penstock.runtime.offloading import offload_channels
-from penstock.runtime.optimizer_state import load_optimizer_state, optimizer_state
 from penstock.runtime.outputs import broadcast_output, joined
 from penstock.runtime.owners import Owners, copy_of, owner_channels, stages_to_copy
 from penstock.runtime.plan import RunPlan, make_plan
@@ -42,7 +40,6 @@ from penstock.runtime.stepping import (
     InsideOptimizer,
     OptimizerFunction,
     SchedulerFunction,
-    SteppedStage,
     Stepping,
     check_optimizer,
 )
@@ -54,7 +51,7 @@ from penstock.timeline import Timeline
 from penstock.verifier import Proof, verify
 
 
-class Pipeline:
+class Pipeline(HeldState):
     """A model cut into stages, this rank's part of it, and the schedule that trains it.
 
     Every rank makes its Pipeline with the same model and arguments and then runs the same lines. All ranks agree
@@ -285,75 +282,6 @@ class Pipeline:
             if broadcast:
                 return broadcast_output(self._transport, output, source=self._last_rank, device=self.device)
             return output
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Yields this rank's parameters, for an optimizer."""
-        for _, parameter in self.named_parameters():
-            yield parameter
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yields this rank's parameters, copies included, with their names in the original model."""
-        seen: set[nn.Parameter] = set()
-        for work in self._stages.values():
-            for name, parameter in work.module.named_parameters():
-                if parameter not in seen:
-                    seen.add(parameter)
-                    yield name, parameter
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the parameters and buffers that this rank owns, by their names in the original model.
-
-        Of a stage that several ranks hold, the first of them in the placement is the owner: over all ranks every name
-        occurs once.
-        """
-        return module_state(self._owned())
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes the parameters and buffers that this rank owns out of `state`, which may hold the whole model's.
-
-        Copies on other ranks follow: under a schedule of several directions every rank calls it.
-
-        Raises:
-            ModelError: one is missing or has another shape.
-        """
-        problem: Exception | None = None
-        try:
-            load_module_state(self._owned(), state, rank=self.rank)
-        except ModelError as error:
-            problem = error
-        if self.plan.placement.num_replicas > 1:
-            check_same(self._transport, {}, problem)
-            self._owners.share_weights()
-        elif problem is not None:
-            raise problem
-
-    def _owned(self) -> list[StageWork]:
-        placement = self.plan.placement
-        return [work for stage, work in self._stages.items() if placement.owners(stage)[0] == self.rank]
-
-    def optimizer_state_dict(self) -> dict[str, Any]:
-        """Returns what the optimizers inside an asynchronous schedule hold on this rank, copies included.
-
-        A call ends with all microbatches applied and one version of the weights. So `state_dict` and this are all that
-        a run needs to go on; merged over ranks they suit any number of them.
-
-        Raises:
-            ModelError: the schedule leaves the step to the loop, and the optimizer with it.
-        """
-        return optimizer_state(self._stepped_stages())
-
-    def load_optimizer_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes what this rank's optimizers need out of `state`, which may hold other ranks' too.
-
-        Raises:
-            ModelError: as above, or a stage or parameter is missing.
-        """
-        load_optimizer_state(self._stepped_stages(), state)
-
-    def _stepped_stages(self) -> Mapping[int, SteppedStage]:
-        if self._steps is None:
-            raise ModelError(f"{self.schedule.name} leaves the step to the loop; save the loop's own optimizer")
-        return self._steps.stages
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> torch.Tensor:
         """Returns the norm of the whole model's gradients, and scales them down where it is above `max_norm`.
