@@ -17,7 +17,7 @@ from penstock.models import Stage, cut
 from penstock.partition import Partition
 from penstock.runtime import LoopbackTransport, Pipeline, run_ranks
 from penstock.runtime.feed import WeightFunction
-from penstock.runtime.microbatches import batch_size, even_sizes, split
+from penstock.runtime.microbatches import BatchRule, BatchRules, even_sizes
 from penstock.runtime.randomness import keyed_layers
 from penstock.runtime.stage_work import LossFunction
 
@@ -32,6 +32,7 @@ def reference_step(  # noqa: PLR0913  # the arguments of a Pipeline and of its s
     weight_fn: WeightFunction | None = None,
     seed: int | None = None,
     step: int = 0,
+    batch_rules: Mapping[str, BatchRule] | None = None,
 ) -> torch.Tensor:
     """Returns the loss of one step of the unsplit model itself: gradients are added to `.grad`, buffers move.
 
@@ -46,10 +47,12 @@ def reference_step(  # noqa: PLR0913  # the arguments of a Pipeline and of its s
         weight_fn: as for Pipeline.
         seed: as for Pipeline.
         step: number of the step, a key of its random numbers.
+        batch_rules: as for Pipeline.
     """
-    sizes = even_sizes(batch_size(inputs, name="inputs"), num_microbatches)
-    microbatches = split(inputs, sizes, name="inputs")
-    answers = split(targets, sizes, name="targets")
+    rules = BatchRules(batch_rules)
+    sizes = even_sizes(rules.size(inputs, name="inputs"), num_microbatches)
+    microbatches = rules.split(inputs, sizes, name="inputs")
+    answers = rules.split(targets, sizes, name="targets")
     weights = [float(weight_fn(answer)) for answer in answers] if weight_fn else [float(size) for size in sizes]
     total = math.fsum(weights)
     losses = []
@@ -62,7 +65,7 @@ def reference_step(  # noqa: PLR0913  # the arguments of a Pipeline and of its s
     return torch.stack(losses).sum()
 
 
-def reference_gradients(
+def reference_gradients(  # noqa: PLR0913  # as above
     model: Any,
     loss_fn: LossFunction,
     inputs: Any,
@@ -71,6 +74,7 @@ def reference_gradients(
     num_microbatches: int,
     weight_fn: WeightFunction | None = None,
     seed: int | None = None,
+    batch_rules: Mapping[str, BatchRule] | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Returns the loss of one step of a copy of the unsplit model, and the gradient of each parameter that has one.
 
@@ -80,7 +84,14 @@ def reference_gradients(
     whole = _whole(model)
     whole.zero_grad()
     loss = reference_step(
-        model, loss_fn, inputs, targets, num_microbatches=num_microbatches, weight_fn=weight_fn, seed=seed
+        model,
+        loss_fn,
+        inputs,
+        targets,
+        num_microbatches=num_microbatches,
+        weight_fn=weight_fn,
+        seed=seed,
+        batch_rules=batch_rules,
     )
     return loss, {name: value.grad for name, value in whole.named_parameters() if value.grad is not None}
 

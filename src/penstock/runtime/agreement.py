@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 
 from penstock.errors import BatchError, HandshakeError, UserError
-from penstock.runtime.boundary import flatten
 from penstock.runtime.transport import Transport, gather_bytes, gather_json
 
 CALLS = ("step", "evaluate", "forward", "forward(broadcast=True)", "trace", "clip_grad_norm_")
@@ -122,14 +121,20 @@ def signature_of(call: str, trained: Sequence[bool], microbatches: Sequence[Any]
     parts = [call, "".join("01"[flag] for flag in trained)]
     last: object = None
     for microbatch in microbatches:
-        spec = _described(microbatch) if isinstance(microbatch, torch.Tensor) else flatten(microbatch)[0]
+        spec = _described(microbatch)
         parts.append("=" if spec == last else repr(spec))
         last = spec
     return _digest("|".join(parts))
 
 
-def _described(tensor: torch.Tensor) -> tuple[torch.Size, torch.dtype, bool]:
-    return tensor.shape, tensor.dtype, tensor.requires_grad
+def _described(value: Any) -> object:
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.dtype, value.requires_grad
+    if type(value) in (tuple, list):
+        return [type(value).__name__, *map(_described, value)]
+    if isinstance(value, Mapping):
+        return {key: _described(item) for key, item in value.items()}
+    return value if isinstance(value, bool | int | float | str | None) else type(value).__name__
 
 
 def _digest(text: str) -> int:

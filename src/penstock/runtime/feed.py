@@ -10,7 +10,7 @@ import torch
 
 from penstock.errors import BatchError
 from penstock.runtime.agreement import Offer, agree, signature_of
-from penstock.runtime.microbatches import batch_size, split, to_device
+from penstock.runtime.microbatches import BatchRules, to_device
 from penstock.runtime.replicas import Replicas
 from penstock.runtime.step_batch import StepBatch
 from penstock.runtime.step_shares import StepShares
@@ -51,6 +51,18 @@ class Ends(NamedTuple):
     last: bool
 
 
+class Reading(NamedTuple):
+    """What a user's batches mean.
+
+    Attributes:
+        rules: how arguments are split.
+        weight_fn: targets of a microbatch -> its weight w_i; None takes its number of samples.
+    """
+
+    rules: BatchRules
+    weight_fn: WeightFunction | None
+
+
 class Feed:
     """Splits batches for one rank.
 
@@ -60,7 +72,7 @@ class Feed:
         trains: the ends that this rank runs in a training step, of any replica of the placement.
         evaluates: the ends that it runs otherwise, which happens on replica 0.
         shares: what each microbatch weighs in a step.
-        weight_fn: targets of a microbatch -> its weight w_i; None takes its number of samples.
+        reading: how batches are understood.
         replicas: data-parallel replicas, over which weights are summed.
     """
 
@@ -72,12 +84,13 @@ class Feed:
         trains: Ends,
         evaluates: Ends,
         shares: StepShares,
-        weight_fn: WeightFunction | None,
+        reading: Reading,
         replicas: Replicas | None,
     ) -> None:
         self._transport, self._device = transport, device
         self._trains, self._evaluates, self._shares = trains, evaluates, shares
-        self._weight_fn, self._replicas = weight_fn, replicas
+        self._rules, self._weight_fn = reading
+        self._replicas = replicas
 
     def prepare(self, call: Call, *, training: bool, step: int) -> tuple[StepBatch, Offer]:
         """Returns this rank's microbatches and what all ranks know about the call.
@@ -121,19 +134,24 @@ class Feed:
                     f"{call.name} got no inputs on the rank that holds the first stage; pass the whole batch there, "
                     "on every rank whose has_first_stage is true"
                 )
-            inputs = batch_size(call.inputs, name="inputs")
-            batch.inputs = split(to_device(call.inputs, self._device), call.sizes(inputs), name="inputs")
+            inputs = self._rules.size(call.inputs, name="inputs")
+            batch.inputs = self._split(call.inputs, call.sizes(inputs), "inputs")
         if ends.last and call.name in ("step", "evaluate"):
             if call.targets is None:
                 raise BatchError(
                     f"{call.name} got no targets on the rank that holds the last stage; pass the whole batch there, "
                     "on every rank whose has_last_stage is true"
                 )
-            targets = batch_size(call.targets, name="targets")
+            targets = self._rules.size(call.targets, name="targets")
             sizes = call.sizes(targets)
-            batch.targets = split(to_device(call.targets, self._device), sizes, name="targets")
+            batch.targets = self._split(call.targets, sizes, "targets")
             batch.scales = self._weights(batch.targets, sizes)
         return Offer(inputs, targets, signature_of(call.name, call.trained, batch.inputs))
+
+    def _split(self, batch: Any, sizes: list[int], name: str) -> list[Any]:
+        pieces = self._rules.split(to_device(batch, self._device), sizes, name=name)
+        # A rule that is a function may have made its pieces anywhere.
+        return [to_device(piece, self._device) for piece in pieces] if self._rules.told else pieces
 
     def _weights(self, targets: Sequence[Any], sizes: Sequence[int]) -> list[float]:
         if self._weight_fn is None:

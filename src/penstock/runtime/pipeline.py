@@ -22,14 +22,15 @@ from penstock.runtime.cursor import Cursor
 from penstock.runtime.duties import Duties, duties_of
 from penstock.runtime.engine import Engine
 from penstock.runtime.evaluating import eval_mode
-from penstock.runtime.feed import Call, Ends, Feed, WeightFunction
+from penstock.runtime.feed import Call, Ends, Feed, Reading, WeightFunction
 from penstock.runtime.held_state import HeldState
 from penstock.runtime.links import Links
 from penstock.runtime.measured import decode_record, encode_record, measured_timeline
-from penstock.runtime.microbatches import even_sizes, ragged_sizes
+from penstock.runtime.microbatches import BatchRule, BatchRules, even_sizes, ragged_sizes
 from penstock.runtime.offloading import offload_channels
 from penstock.runtime.outputs import broadcast_output, joined
-from penstock.runtime.owners import Owners, copy_of, owner_channels, stages_to_copy
+from penstock.runtime.own_stages import own_stages
+from penstock.runtime.owners import Owners, owner_channels
 from penstock.runtime.plan import RunPlan, make_plan
 from penstock.runtime.recompute import RecomputeChoice, apply_recompute, check_recompute
 from penstock.runtime.stage_work import LossFunction, StageWork
@@ -74,6 +75,9 @@ class Pipeline(HeldState):
         partition: layers per stage, e.g. [3, 5]; None for equal numbers.
         device: where this rank computes; None means where its parameters are.
         weight_fn: targets of a microbatch -> w_i; None takes its number of samples.
+        batch_rules: how arguments become microbatches that are not split along their first dimension: path, such as
+            `inputs["mask"]` or `targets[1]`, -> a dimension, "replicate" (the same for all), "list" (its items are the
+            microbatches'), or a function (argument, sizes of the microbatches) -> one item for each.
         seed: keys random numbers by (seed, step, microbatch, layer), so that dropout is the same under every schedule
             and layout; None leaves torch's generators alone.
         optimizer: for schedules with optimizer steps, and for them alone: the trained parameters of a stage -> its
@@ -107,6 +111,7 @@ class Pipeline(HeldState):
         partition: Partition | Sequence[int] | None = None,
         device: torch.device | str | None = None,
         weight_fn: WeightFunction | None = None,
+        batch_rules: Mapping[str, BatchRule] | None = None,
         seed: int | None = None,
         optimizer: OptimizerFunction | None = None,
         lr_scheduler: SchedulerFunction | None = None,
@@ -136,12 +141,13 @@ class Pipeline(HeldState):
                 reduce_gradients=self._replicas is not None,
             )
             check_optimizer(plan.schedule, inside)
+            rules = BatchRules(batch_rules)
             recomputed = check_recompute(recompute, layers.layers, num_stages=plan.placement.num_stages)
         except Exception as error:  # a model may raise anything while it is cut; the other ranks hear of it
             problem, plan = error, None
         loss = None if loss_fn is None else "given"
         settings = {"loss_fn": loss, "seed": seed, "discrepancy_decay": discrepancy_decay}
-        facts = facts_of(layers, plan, settings) if plan else {}
+        facts = facts_of(layers, plan, settings | {"batch_rules": str(rules.told)}) if plan else {}
         check_same(self._transport, facts, problem)
         if plan is None:  # check_same has raised the problem
             raise HandshakeError("no plan")
@@ -152,9 +158,9 @@ class Pipeline(HeldState):
         for stage in self._stages.keys() & recomputed.keys():
             names = [list(layers.layers)[layer] for layer in plan.partition.layers_of(stage)]
             apply_recompute(self._stages[stage].module, recomputed[stage], layers=names)
-        self._connect(inside, weight_fn)
+        self._connect(inside, Reading(rules, weight_fn))
 
-    def _connect(self, inside: InsideOptimizer, weight_fn: WeightFunction | None) -> None:
+    def _connect(self, inside: InsideOptimizer, reading: Reading) -> None:
         placement, program = self.plan.placement, self.plan.proof.program
         evaluated = placement.stages_of(self.rank)
         self._feed = Feed(
@@ -163,7 +169,7 @@ class Pipeline(HeldState):
             trains=Ends(self.has_first_stage, self.has_last_stage),
             evaluates=Ends(0 in evaluated, placement.num_stages - 1 in evaluated),
             shares=StepShares(self.plan.schedule),
-            weight_fn=weight_fn,
+            reading=reading,
             replicas=self._replicas,
         )
         self._links = Links(self._transport, device=self.device)
@@ -188,10 +194,7 @@ class Pipeline(HeldState):
     def _build(self, layers: CutModel, loss_fn: LossFunction | None, device: torch.device | str | None) -> None:
         placement = self.plan.placement
         last = placement.num_stages - 1
-        stages = {stage: layers.stage(self.plan.partition, stage) for stage in placement.held(self.rank)}
-        if placement.num_replicas > 1:
-            for stage in sorted(stages_to_copy(self._transport, placement, next(iter(layers.layers.values())))):
-                stages[stage] = copy_of(stages[stage])
+        stages = own_stages(layers, self.plan, self._transport, seed=self._seed)
         self._stages = {
             stage: StageWork(module, loss_fn=loss_fn if stage == last else None) for stage, module in stages.items()
         }

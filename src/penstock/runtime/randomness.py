@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -11,9 +10,7 @@ from typing import NamedTuple
 import torch
 
 from penstock.models.cut import LayerContext
-
-_default_generator = threading.RLock()
-"""Threads of one process (loopback ranks) share torch's default generator; a keyed layer has it alone."""
+from penstock.models.keyed_draws import default_generator_lock as _default_generator
 
 
 def layer_seed(seed: int, *, step: int, microbatch: int, layer: int) -> int:

@@ -127,6 +127,10 @@ class StageWork:
         self._deferred[microbatch] = entries
         return found
 
+    def deferred(self, microbatch: int) -> list[Entry]:
+        """Returns what `input_grads` has left of `microbatch`."""
+        return self._deferred[microbatch]
+
     def weight_grads(self, microbatch: int) -> None:
         """Runs the other half: adds to `.grad` what `input_grads` has left."""
         accumulate(self._deferred.pop(microbatch))

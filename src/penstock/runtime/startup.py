@@ -53,6 +53,7 @@ def facts_of(layers: CutModel, plan: RunPlan, settings: Mapping[str, Any]) -> di
         "partition": list(plan.partition.boundaries),
         "program": plan.proof.program.digest[:16],
         "layers": list(layers.layers),
+        "model on the meta device": layers.fill is not None,
         "shapes of parameters and buffers": shapes.hexdigest()[:16],
         **settings,
     }
