@@ -120,7 +120,7 @@ def test_a_step_over_slow_links_takes_as_long_as_simulated(schedule: ps.Schedule
     one_at_a_time = ps.simulate(schedule, costs, replace(cluster, overlap=False)).makespan
     assert one_at_a_time > 1.1 * planned
     measured = math.inf
-    for _ in range(3):  # no step is shorter than its sleeps; on a busy machine one may be longer
+    for _ in range(8):  # no step is shorter than its sleeps; on a busy machine one may be longer
         measured = min(measured, shortest_step(schedule, seconds))
         if measured < 1.03 * planned:
             break
