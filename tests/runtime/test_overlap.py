@@ -21,7 +21,7 @@ import penstock as ps
 from penstock.ir.ops import Channel
 from penstock.runtime.transport import Pending
 
-FORWARD, BACKWARD = 0.020, 0.030
+FORWARD, BACKWARD = 0.040, 0.060
 
 
 class _Sleep(torch.autograd.Function):
@@ -85,7 +85,7 @@ class SlowLinks:
 
 
 def shortest_step(schedule: ps.Schedule, seconds: float) -> float:
-    """Returns the shortest of three steps over links that are slow only after all shapes are known."""
+    """Returns the shorter of two steps over links that are slow only after all shapes are known."""
     model = nn.Sequential(*(Sleeping() for _ in range(schedule.num_stages)))
     data = torch.ones(2 * schedule.num_microbatches, 4)
     sent: dict[Channel, list[float]] = defaultdict(list)
@@ -95,7 +95,7 @@ def shortest_step(schedule: ps.Schedule, seconds: float) -> float:
         pipe = ps.Pipeline(model, mse, transport=links, schedule=schedule)
         pipe.step(data, data)
         links.seconds = seconds
-        for _ in range(3):
+        for _ in range(2):
             pipe.step(data, data)
         steps = list(pipe._training.recorder.steps)[1:]
         return [step.end - step.start for step in steps]
@@ -107,9 +107,9 @@ def shortest_step(schedule: ps.Schedule, seconds: float) -> float:
 @pytest.mark.parametrize(
     ("schedule", "seconds"),
     [
-        (ps.gpipe(3, 6), 0.015),
-        (ps.eager_1f1b(3, 8), 0.025),
-        (ps.interleaved_1f1b(2, 6, num_chunks=2), 0.015),
+        (ps.gpipe(3, 6), 0.030),
+        (ps.eager_1f1b(3, 6), 0.050),
+        (ps.interleaved_1f1b(2, 4, num_chunks=2), 0.030),
     ],
     ids=lambda value: value.name if isinstance(value, ps.Schedule) else str(value),
 )
@@ -122,6 +122,6 @@ def test_a_step_over_slow_links_takes_as_long_as_simulated(schedule: ps.Schedule
     measured = math.inf
     for _ in range(8):  # no step is shorter than its sleeps; on a busy machine one may be longer
         measured = min(measured, shortest_step(schedule, seconds))
-        if measured < 1.03 * planned:
+        if measured < 1.045 * planned:
             break
     assert measured == pytest.approx(planned, rel=0.05)
