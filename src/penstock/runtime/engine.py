@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -85,7 +84,8 @@ class Engine:
         duties: Duties = Duties(),  # noqa: B008  # a constant
     ) -> None:
         self.program = proof.program
-        self.recorder = Recorder()
+        self.recorder = Recorder(links.device)
+        self._now = self.recorder.now
         self._stages, self._links, self._transport = stages, links, transport
         self._seed = seed
         self._reduction, self._stepping, self._offloading, self._ties = duties
@@ -121,7 +121,7 @@ class Engine:
             self._stepping.begin()
         if self._offloading:
             self._offloading.begin(batch, signature)
-        self.recorder.begin(time.perf_counter())
+        self.recorder.begin()
         self._noted = self.recorder.current.ops
         self._starts.clear()
         try:
@@ -145,7 +145,7 @@ class Engine:
             raise self._explained(error)  # noqa: B904  # the same exception, with a note
         finally:
             self._batch = StepBatch(training=False)  # the caller's data is the caller's again
-        self.recorder.finish(time.perf_counter())
+        self.recorder.finish()
 
     def _abandon(self) -> None:
         self._local.clear()
@@ -239,9 +239,9 @@ class Engine:
 
     def _forward(self, op: Op, way: _Way) -> None:
         batch, work = self._batch, way.work
-        asked = time.perf_counter()
+        asked = self._now()
         boundary = None if way.taken is None else self._input(way.taken, way.channel)
-        begin = time.perf_counter()
+        begin = self._now()
         if self._seed is not None:
             work.module.surrounding = keyed_layers(self._seed, step=batch.step, microbatch=op.microbatch)
         leaves: tuple[torch.Tensor, ...] = ()
@@ -250,7 +250,7 @@ class Engine:
         else:
             leaves, output = work.forward_from(boundary, training=batch.training, split=way.split)
         self._deliver(op, way, leaves, output)
-        self._noted.append((way.position, asked, begin, time.perf_counter()))
+        self._noted.append((way.position, asked, begin, self._now()))
         self._links.reap()
 
     def _input(self, value: Value, channel: Channel | None) -> Boundary:
@@ -286,23 +286,23 @@ class Engine:
 
     def _backward(self, op: Op, way: _Way) -> None:
         work = way.work
-        asked = time.perf_counter()
+        asked = self._now()
         grads = self._output_grads(op, way)
-        begin = time.perf_counter()
+        begin = self._now()
         inputs = work.input_grads(op.microbatch, grads) if way.split else work.backward(op.microbatch, grads)
         if way.given is not None:
             if way.stays:
                 self._local[way.given] = inputs
             else:
                 self._links.offer_grads(way.given, inputs)
-        self._noted.append((way.position, asked, begin, time.perf_counter()))
+        self._noted.append((way.position, asked, begin, self._now()))
         self._links.reap()
 
     def _weight_grads(self, op: Op, way: _Way) -> None:
-        begin = time.perf_counter()
+        begin = self._now()
         if way.split:
             way.work.weight_grads(op.microbatch)
-        self._noted.append((way.position, begin, begin, time.perf_counter()))
+        self._noted.append((way.position, begin, begin, self._now()))
 
     def _output_grads(self, op: Op, way: _Way) -> list[torch.Tensor]:
         if way.taken is None:
@@ -321,29 +321,29 @@ class Engine:
 
     def _reduce_grad(self, op: Op, position: int, reduces: bool) -> None:
         """Hands the stage's gradients on; not yet if a later one on this rank is of the same stage in another row."""
-        begin = time.perf_counter()
+        begin = self._now()
         if self._reduction and reduces:
             self._reduction.post(op.stage)
-        self._noted.append((position, begin, begin, time.perf_counter()))
+        self._noted.append((position, begin, begin, self._now()))
 
     def _step(self, op: Op, position: int) -> None:
-        asked = time.perf_counter()
+        asked = self._now()
         if self._reduction:
             self._reduction.complete(op.stage)
-        begin = time.perf_counter()
+        begin = self._now()
         if self._stepping:
             parameters = list(self._stages[op.stage].module.parameters())
             self._hooks.fire_for(parameters)
             self._stepping.step(op, self._batch.divisors)
             self._hooks.take(parameters)
-        self._noted.append((position, asked, begin, time.perf_counter()))
+        self._noted.append((position, asked, begin, self._now()))
 
     def _move(self, op: Op, *_: object) -> None:
         if self._offloading:
             self._offloading.handlers[op.kind](op)
 
     def _send(self, entry: Transfer, value: Value, position: int) -> None:
-        self.recorder.current.sends.append((position, time.perf_counter()))
+        self.recorder.current.sends.append((position, self._now()))
         self._links.send(entry, value)
 
     def _receive(self, entry: Transfer, value: Value, slot: int) -> None:

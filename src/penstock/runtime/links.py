@@ -65,7 +65,7 @@ class Links:
     """
 
     def __init__(self, transport: Transport, *, device: torch.device) -> None:
-        self._transport, self._device = transport, device
+        self._transport, self.device = transport, device
         self._signatures: dict[int, _Signature] = {}
         self._known = _Signature()
         self._rings: dict[tuple[Channel, int, int], torch.Tensor] = {}
@@ -204,7 +204,7 @@ class Links:
     def _buffer(self, channel: Channel, slot: int, index: int, spec: TensorSpec) -> torch.Tensor:
         buffer = self._rings.get((channel, slot, index))
         if buffer is None or buffer.shape != spec.shape or buffer.dtype != spec.dtype:
-            buffer = self._rings[(channel, slot, index)] = spec.empty(self._device)
+            buffer = self._rings[(channel, slot, index)] = spec.empty(self.device)
             self._memory = frozenset(ring.untyped_storage().data_ptr() for ring in self._rings.values())
         return buffer
 
@@ -212,18 +212,18 @@ class Links:
         value = carried(transfer)
         if value.kind == ValueKind.OUTPUT:
             self._known.specs[value[1:]] = self._receive_header(transfer.channel)
-        tensors = [spec.empty(self._device) for spec in self._specs(transfer)]
+        tensors = [spec.empty(self.device) for spec in self._specs(transfer)]
         for tensor in tensors:
             self._transport.recv(transfer.channel, tensor).wait()
         return tensors
 
     def _header(self, spec: BoundarySpec) -> list[torch.Tensor]:
-        data = torch.frombuffer(bytearray(spec.encode()), dtype=torch.uint8).to(self._device)
-        return [torch.tensor([data.numel()], device=self._device), data]
+        data = torch.frombuffer(bytearray(spec.encode()), dtype=torch.uint8).to(self.device)
+        return [torch.tensor([data.numel()], device=self.device), data]
 
     def _receive_header(self, channel: Channel) -> BoundarySpec:
-        length = torch.zeros(1, dtype=torch.int64, device=self._device)
+        length = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._transport.recv(channel, length).wait()
-        data = torch.empty(int(length.item()), dtype=torch.uint8, device=self._device)
+        data = torch.empty(int(length.item()), dtype=torch.uint8, device=self.device)
         self._transport.recv(channel, data).wait()
         return BoundarySpec.decode(data.cpu().numpy().tobytes())
