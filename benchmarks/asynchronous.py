@@ -5,7 +5,7 @@ python benchmarks/asynchronous.py [--updates 320] [--json FILE] [--png FILE]
 The same byte-level GPT from the same weights on the same text in the same order, as four ranks in one process. Every
 optimizer step takes 16 windows, so that equal numbers of steps have seen the same text; what differs is how old the
 weights are that the gradients were computed with. AdamW with a short warm-up for all; PipeMare's rules, for the
-learning rate and the discrepancy, with SGD as in its paper, beside synchronous SGD and SGD on old gradients without them.
+learning rate and the discrepancy, with SGD as in its paper, beside synchronous SGD and SGD on old gradients alone.
 """
 
 from __future__ import annotations

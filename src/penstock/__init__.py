@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from penstock.errors import PenstockError, UserError
     from penstock.ir import Op, OpKind, Placement, Program, Schedule, WeightRule
     from penstock.lowering import lower
+    from penstock.models import LayerSpec, from_module
     from penstock.notation import (
         load_schedule,
         parse_grid,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     )
     from penstock.optimize import Optimized, Search, optimize_schedule
     from penstock.partition import Balanced, LayerCosts, Partition, best_partition
+    from penstock.profiler import Prediction, Profile, load_profile, predict, profile, save_profile
     from penstock.runtime import (
         LoopbackTransport,
         LossScaler,
@@ -77,6 +79,7 @@ _HOMES = {
     "errors": ("PenstockError", "UserError"),
     "ir": ("Op", "OpKind", "Placement", "Program", "Schedule", "WeightRule"),
     "lowering": ("lower",),
+    "models": ("LayerSpec", "from_module"),
     "notation": (
         "load_schedule",
         "parse_grid",
@@ -87,6 +90,7 @@ _HOMES = {
     ),
     "optimize": ("Optimized", "Search", "optimize_schedule"),
     "partition": ("Balanced", "LayerCosts", "Partition", "best_partition"),
+    "profiler": ("Prediction", "Profile", "load_profile", "predict", "profile", "save_profile"),
     "runtime": (
         "LoopbackTransport",
         "LossScaler",
@@ -135,6 +139,7 @@ __all__ = [
     "Cluster",
     "Device",
     "LayerCosts",
+    "LayerSpec",
     "Link",
     "LoopbackTransport",
     "LossScaler",
@@ -145,6 +150,8 @@ __all__ = [
     "PenstockError",
     "Pipeline",
     "Placement",
+    "Prediction",
+    "Profile",
     "Program",
     "Proof",
     "Recompute",
@@ -163,9 +170,11 @@ __all__ = [
     "dualpipe",
     "dualpipe_v",
     "eager_1f1b",
+    "from_module",
     "gis",
     "gpipe",
     "interleaved_1f1b",
+    "load_profile",
     "load_schedule",
     "lower",
     "naive",
@@ -179,9 +188,12 @@ __all__ = [
     "pipemare",
     "pipemare_delays",
     "pipemare_learning_rate",
+    "predict",
+    "profile",
     "program_from_json",
     "program_to_json",
     "run_ranks",
+    "save_profile",
     "schedule_from_json",
     "schedule_to_json",
     "simulate",

@@ -47,14 +47,16 @@ class Cluster:
             first level whose groups hold both ranks gives the link; the last level serves all others.
         overlap: whether ranks compute while they send. Without it a rank stands still from a send until its message
             has arrived, and gathers parameters as it computes: one thing at a time.
+        pairs: `[source][target]`, where links follow no groups: these count then and levels do not.
 
     Raises:
-        UserError: no device, no level, or negative numbers.
+        UserError: no device, no level, negative numbers, or pairs of other ranks than there are.
     """
 
     devices: tuple[Device, ...]
     levels: tuple[tuple[int, Link], ...]
     overlap: bool = True
+    pairs: tuple[tuple[Link, ...], ...] = ()
 
     def __post_init__(self) -> None:
         check_type("devices", self.devices, tuple, list, example="one a rank, e.g. (penstock.Device(),) * 4")
@@ -64,6 +66,8 @@ class Cluster:
                 f"a cluster of {len(self.devices)} devices and {len(self.levels)} levels of links; it has at "
                 "least one of each, e.g. Cluster.uniform(4)"
             )
+        if self.pairs and any(len(row) != len(self.devices) for row in (self.pairs, *self.pairs)):
+            raise UserError(f"pairs of {len(self.pairs)} ranks for {len(self.devices)} devices; give one link a pair")
         for device in self.devices:
             check_type("a device", device, Device, example="e.g. penstock.Device()")
             if not (_is_number(device.speed) and device.speed > 0):
@@ -86,6 +90,8 @@ class Cluster:
 
     def link(self, source: int, target: int) -> Link:
         """Returns the link from rank `source` to rank `target`."""
+        if self.pairs:
+            return self.pairs[source][target]
         for size, link in self.levels:
             if source // size == target // size:
                 return link

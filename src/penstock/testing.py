@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from penstock.ir.schedule import Schedule
-from penstock.models import Stage, cut
+from penstock.models import LayerSpec, Stage, cut
+from penstock.models.lazy import built
 from penstock.partition import Partition
 from penstock.runtime import LoopbackTransport, Pipeline, run_ranks
 from penstock.runtime.feed import WeightFunction
@@ -55,9 +55,10 @@ def reference_step(  # noqa: PLR0913  # the arguments of a Pipeline and of its s
     answers = rules.split(targets, sizes, name="targets")
     weights = [float(weight_fn(answer)) for answer in answers] if weight_fn else [float(size) for size in sizes]
     total = math.fsum(weights)
+    forward = _unsplit(model, seed=seed, step=step)
     losses = []
     for number, (microbatch, answer) in enumerate(zip(microbatches, answers, strict=True)):
-        loss = loss_fn(_output(model, microbatch, seed=seed, step=step, number=number), answer)
+        loss = loss_fn(forward(microbatch, number), answer)
         scale = weights[number] / total
         if loss.requires_grad:
             (loss * scale).backward()
@@ -80,7 +81,7 @@ def reference_gradients(  # noqa: PLR0913  # as above
 
     Arguments as for `reference_step`; random numbers are those of a pipeline's first step. The model stays as it is.
     """
-    model = copy.deepcopy(model)
+    model = _with_numbers(model, seed)
     whole = _whole(model)
     whole.zero_grad()
     loss = reference_step(
@@ -149,7 +150,8 @@ def check_against_reference(  # noqa: PLR0913  # as above
         model, loss_fn, inputs, targets, num_microbatches=num_microbatches, weight_fn=weight_fn, seed=seed
     )
     twin = copy.deepcopy(model)
-    _whole(twin).zero_grad()
+    if cut(twin).fill is None:  # else the pipeline makes its parameters, without gradients
+        _whole(twin).zero_grad()
 
     def rank(transport: LoopbackTransport) -> tuple[str, torch.Tensor, dict[str, torch.Tensor]]:
         pipe = Pipeline(
@@ -172,21 +174,39 @@ def check_against_reference(  # noqa: PLR0913  # as above
     return ReferenceCheck(parts[0][0], num_ranks, _relative_error(parts[0][1], loss), errors)
 
 
+def _with_numbers(model: Any, seed: int | None) -> Any:
+    """Returns a copy of the model; what a pipeline of this seed would build or draw is there."""
+    if isinstance(model, list | tuple) and any(isinstance(layer, LayerSpec) for layer in model):
+        return copy.deepcopy(built(model, seed))
+    layers = cut(copy.deepcopy(model))
+    if layers.fill is None:
+        return copy.deepcopy(model)
+    layers.fill([_whole(layers)], seed)
+    return replace(layers, fill=None)
+
+
 def _whole(model: Any) -> Stage:
     """Returns all layers of `model` as one module, by their names; a tied parameter has one of them."""
     layers = cut(model)
     return layers.stage(Partition((0, layers.num_layers)), 0)
 
 
-def _output(model: Any, value: Any, *, seed: int | None, step: int, number: int) -> Any:
-    """Returns what the unsplit model makes of a microbatch, each layer with its own random numbers if seeded."""
+def _unsplit(model: Any, *, seed: int | None, step: int) -> Callable[[Any, int], Any]:
+    """Returns (a microbatch, its number) -> what the unsplit model makes of it, by layer where there is a seed."""
     if seed is None and isinstance(model, torch.nn.Sequential):
-        return model(value)
-    surrounding = keyed_layers(seed, step=step, microbatch=number) if seed is not None else lambda _: nullcontext()
-    for index, layer in enumerate(cut(model).layers.values()):
-        with surrounding(index):
-            value = layer(value)
-    return value
+        return lambda value, _: model(value)
+    layers = cut(model)
+    by_itself = layers.unsplit
+    if seed is None and by_itself is not None:
+        return lambda value, _: by_itself(value)
+    whole = layers.stage(Partition((0, layers.num_layers)), 0)
+
+    def forward(value: Any, number: int) -> Any:
+        if seed is not None:
+            whole.surrounding = keyed_layers(seed, step=step, microbatch=number)
+        return whole(value)
+
+    return forward
 
 
 def _relative_error(found: torch.Tensor | None, expected: torch.Tensor | None) -> float:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
-from penstock.checkpoint import Exchange
+from penstock.checkpoint import Exchange, Label, Shard, write_checkpoint
 
 Result = TypeVar("Result")
 
@@ -32,6 +33,13 @@ def run_ranks(count: int, work: Callable[[int, Exchange], Result]) -> list[Resul
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(one, range(count)))
+
+
+def save(
+    root: Path, shard: Shard, *, step: int, rank: int, exchange: Exchange, keep: int, extra: dict[str, Any]
+) -> Path:
+    """Returns the checkpoint that all ranks have saved."""
+    return write_checkpoint(root, shard, Label(step, extra), rank=rank, exchange=exchange, keep=keep)
 
 
 def alone(mine: bytes) -> list[bytes]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.checkpoint.ranks import alone
+from tests.checkpoint.ranks import alone, save
 
-from penstock.checkpoint import Shard, latest, read_manifest, save
+from penstock.checkpoint import Shard, latest, read_manifest
 from penstock.errors import CheckpointError
 
 
@@ -58,8 +58,8 @@ def test_another_programs_manifest_is_refused(saved: Path) -> None:
 
 
 def test_a_newer_version_is_told_from_a_damaged_one(saved: Path) -> None:
-    change(saved, version=2, news="unheard of")
-    assert "format version 2, this penstock reads up to 1; upgrade" in refusal(saved)
+    change(saved, version=3, news="unheard of")
+    assert "format version 3, this penstock reads up to 2; upgrade" in refusal(saved)
 
 
 @pytest.mark.parametrize("changes", [{"step": "7"}, {"files": [{"name": "x"}]}, {"unknown": 1}])

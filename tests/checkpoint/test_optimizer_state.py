@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 import torch
-from tests.checkpoint.ranks import alone
+from tests.checkpoint.ranks import alone, save
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import SGD, Adagrad, AdamW, NAdam, Optimizer
 
-from penstock.checkpoint import (
-    Shard,
-    load,
-    optimizer_settings,
-    optimizer_tensors,
-    read_manifest,
-    restore_optimizer,
-    restore_settings,
-    save,
-)
+from penstock.checkpoint import Shard, read_manifest
+from penstock.checkpoint import read_tensors as load
+from penstock.checkpoint.optimizer_state import optimizer_tensors, restore_optimizer
 from penstock.errors import CheckpointError
 
 Make = Callable[[Iterable[Parameter]], Optimizer]
@@ -132,16 +124,3 @@ def test_a_state_that_is_no_tensor_is_refused_by_name() -> None:
     optimizer.state[model.get_parameter("0.bias")]["history"] = ["words"]
     with pytest.raises(CheckpointError, match=r'"history" of "0\.bias" is a list'):
         optimizer_tensors(optimizer, names_of(model))
-
-
-def test_settings_travel_as_json() -> None:
-    optimizer = AdamW(model_at(0).parameters(), lr=0.5, betas=(0.8, 0.9))
-    other = AdamW(model_at(0).parameters())
-    restore_settings(other, json.loads(json.dumps(optimizer_settings(optimizer))))
-    assert other.param_groups[0]["lr"] == 0.5
-    assert other.param_groups[0]["betas"] == (0.8, 0.9)
-
-
-def test_settings_of_another_number_of_groups_are_refused() -> None:
-    with pytest.raises(CheckpointError, match="2 parameter groups, this optimizer 1"):
-        restore_settings(AdamW(model_at(0).parameters()), [{}, {}])

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.checkpoint.ranks import alone, run_ranks
+from tests.checkpoint.ranks import alone, run_ranks, save
 from torch import Tensor
 
-from penstock.checkpoint import Exchange, Shard, latest, load, read_manifest, save
+from penstock.checkpoint import Exchange, Shard, latest, read_manifest
+from penstock.checkpoint import read_tensors as load
 from penstock.errors import CheckpointError
 
 
@@ -172,11 +173,11 @@ def test_a_full_disk_on_one_rank_is_the_same_error_on_all_and_nothing_changes(
 def test_a_disk_that_fills_up_names_the_file(tmp_path: Path) -> None:
     script = f"""
 import pathlib, resource, signal, torch
-from penstock.checkpoint import Shard, save
+from penstock.checkpoint import Label, Shard, write_checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 shard = Shard({{"model/weight": torch.zeros(100_000)}})
-save(pathlib.Path({str(tmp_path)!r}), shard, step=1, rank=0, exchange=lambda b: [b], keep=1, extra={{}})
+write_checkpoint(pathlib.Path({str(tmp_path)!r}), shard, Label(1), rank=0, exchange=lambda b: [b])
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert f"rank 0: cannot write {tmp_path / 'step-00000001' / 'rank-0.safetensors'}" in ended.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from penstock.checkpoint import Shard, save
+from penstock.checkpoint import Label, Shard, write_checkpoint
 from penstock.errors import CheckpointError
 from penstock.train.config import Config, RunConfig
 from penstock.train.config_file import to_toml
@@ -21,7 +21,7 @@ def _config(output: Path, **changes: object) -> Config:
 
 def _save(output: Path, step: int, **extra: object) -> Path:
     shard = Shard({"model/w": torch.zeros(1)})
-    return save(output / "checkpoints", shard, step=step, rank=0, exchange=lambda mine: [mine], keep=9, extra=extra)
+    return write_checkpoint(output / "checkpoints", shard, Label(step, extra), rank=0, exchange=lambda mine: [mine])
 
 
 @pytest.mark.parametrize(

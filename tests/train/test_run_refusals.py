@@ -17,7 +17,7 @@ import torch
 from tests.train.conftest import Finished
 from tests.train.runs import Run, options
 
-from penstock.checkpoint import Shard, save
+from penstock.checkpoint import Label, Shard, write_checkpoint
 from penstock.cli.main import main
 from penstock.train import config
 from penstock.train.config import Config
@@ -146,14 +146,12 @@ def _saved(text: Path, output: Path, **changes: object) -> Path:
     """A checkpoint of step 6 as a run of one rank with these options saves it; its weights do not matter here."""
     asked = resolve(options(data__paths=text, run__output=output, **changes))
     digest = read_corpus(asked.data.paths, held_out=asked.data.held_out).digest
-    return save(
+    return write_checkpoint(
         output / "checkpoints",
         Shard({"model/embed.byte.weight": torch.zeros(256, 32)}),
-        step=6,
+        Label(6, {"config": to_toml(asked), "data_digest": digest}),
         rank=0,
         exchange=lambda payload: [payload],
-        keep=1,
-        extra={"config": to_toml(asked), "data_digest": digest},
     )
 
 

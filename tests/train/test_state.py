@@ -14,7 +14,7 @@ from penstock.runtime.loopback import LoopbackTransport, run_ranks
 from penstock.train.config import Config, ModelConfig, PipelineConfig, RunConfig
 from penstock.train.gpt import build_gpt, lm_loss
 from penstock.train.optimizers import build_optimizer
-from penstock.train.state import resume_state, save_state
+from penstock.train.state import resume_state, save_state, saver_of
 
 MODEL = ModelConfig(layers=2, width=8, heads=2, context=4)
 INPUTS = torch.arange(16).reshape(4, 4)
@@ -43,7 +43,8 @@ def test_one_rank_goes_on_where_two_have_saved(tmp_path: Path) -> None:
     def first(transport: LoopbackTransport) -> tuple[Path, list[float]]:
         pipe, optimizer = _ready(transport, "one_f_one_b", seed=1)
         _step(pipe, optimizer)
-        path = save_state(pipe, optimizer, config=config, step=1, data_digest="d")
+        with saver_of(pipe, config) as saver:
+            path = save_state(saver, optimizer, config=config, step=1, data_digest="d")
         return path, [_step(pipe, optimizer), _step(pipe, optimizer)]
 
     (path, losses), _ = run_ranks(first, 2)
@@ -65,7 +66,8 @@ def test_copies_of_two_directions_are_saved_once_and_resumed_everywhere(tmp_path
     def first(transport: LoopbackTransport) -> tuple[Path, list[float]]:
         pipe, optimizer = _ready(transport, "chimera", seed=1)
         _step(pipe, optimizer)
-        path = save_state(pipe, optimizer, config=config, step=1, data_digest="d")
+        with saver_of(pipe, config) as saver:
+            path = save_state(saver, optimizer, config=config, step=1, data_digest="d")
         return path, [_step(pipe, optimizer) for _ in range(3)]
 
     (path, losses), (_, same) = run_ranks(first, 2)
@@ -94,7 +96,9 @@ def test_a_shard_that_one_rank_finds_damaged_stops_every_rank(tmp_path: Path) ->
     config = _config(tmp_path)
 
     def save(transport: LoopbackTransport) -> Path:
-        return save_state(*_ready(transport, "gpipe", seed=1), config=config, step=3, data_digest="d")
+        pipe, optimizer = _ready(transport, "gpipe", seed=1)
+        with saver_of(pipe, config) as saver:
+            return save_state(saver, optimizer, config=config, step=3, data_digest="d")
 
     path = run_ranks(save, 2)[0]
     shard = path / "rank-1.safetensors"

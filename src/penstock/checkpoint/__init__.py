@@ -2,28 +2,25 @@
 
 from penstock.checkpoint.directory import latest
 from penstock.checkpoint.manifest import Manifest, read_manifest
-from penstock.checkpoint.optimizer_state import (
-    optimizer_settings,
-    optimizer_tensors,
-    restore_optimizer,
-    restore_settings,
-)
-from penstock.checkpoint.read import check_fits, load, names_for
+from penstock.checkpoint.pipeline_state import Stateful
+from penstock.checkpoint.ranks import Exchange
+from penstock.checkpoint.read import read_tensors
+from penstock.checkpoint.saving import Loaded, Saver, load, save
 from penstock.checkpoint.shard import Shard
-from penstock.checkpoint.write import Exchange, save
+from penstock.checkpoint.write import Label, write_checkpoint
 
 __all__ = [
     "Exchange",
+    "Label",
+    "Loaded",
     "Manifest",
+    "Saver",
     "Shard",
-    "check_fits",
+    "Stateful",
     "latest",
     "load",
-    "names_for",
-    "optimizer_settings",
-    "optimizer_tensors",
     "read_manifest",
-    "restore_optimizer",
-    "restore_settings",
+    "read_tensors",
     "save",
+    "write_checkpoint",
 ]

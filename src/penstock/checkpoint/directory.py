@@ -12,7 +12,7 @@ from pathlib import Path
 from penstock.checkpoint.manifest import MANIFEST
 
 _STEP = re.compile(r"step-(\d{8,})")
-_SHARD = re.compile(r"rank-\d+(?:\.g(\d+))?\.safetensors")
+_SHARD = re.compile(r"rank-\d+(?:\.g(\d+))?\.(?:safetensors|report\.json(?:\.tmp)?)")
 
 
 def step_directory(root: Path, step: int) -> Path:
@@ -23,6 +23,11 @@ def step_directory(root: Path, step: int) -> Path:
 def shard_name(rank: int, generation: int) -> str:
     """Returns the name of a rank's file; a step that is saved again writes new names beside the old."""
     return f"rank-{rank}.safetensors" if generation == 0 else f"rank-{rank}.g{generation}.safetensors"
+
+
+def report_name(shard: str) -> str:
+    """Returns the name of the file in which a rank that saves in the background tells how it went."""
+    return shard.removesuffix("safetensors") + "report.json"
 
 
 def committed(root: Path) -> list[Path]:
@@ -57,7 +62,7 @@ def remove(directory: Path) -> None:
 
 
 def remove_shards(directory: Path, *, keep: Collection[str]) -> None:
-    """Deletes the shards of `directory` not named in `keep`, and a manifest that was never renamed."""
+    """Deletes shards and reports in `directory` not named in `keep`, and a manifest that was never renamed."""
     (directory / f"{MANIFEST}.tmp").unlink(missing_ok=True)
     for path in list(directory.iterdir()):
         if _SHARD.fullmatch(path.name) and path.name not in keep:

@@ -3,9 +3,10 @@
     step-00000300/
         rank-0.safetensors    tensors by name
         rank-1.safetensors
-        manifest.json         step, every file with its size, SHA-256 and tensors; written last, by renaming
+        manifest.json         step, every file with its size, its tensors and their SHA-256; written last, by renaming
 
-Nothing is ever unpickled: tensors are safetensors, everything else is JSON of a checked shape.
+Nothing is ever unpickled: tensors are safetensors, everything else is JSON of a checked shape. Each tensor has a
+checksum of its own, so that a rank of another layout reads and checks what it needs and no more.
 """
 
 from __future__ import annotations
@@ -21,15 +22,21 @@ import msgspec
 from penstock.errors import CheckpointError
 
 FORMAT = "penstock-checkpoint"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 
 
 class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Type and shape of one stored tensor."""
+    """Type, shape and checksum of one stored tensor."""
 
     dtype: str
     shape: tuple[int, ...]
+    sha256: str = ""
+    """Of its bytes; empty in version 1, where the file has one for all."""
+
+    def fits(self, other: TensorEntry) -> bool:
+        """Returns whether both have the same type and shape."""
+        return (self.dtype, self.shape) == (other.dtype, other.shape)
 
 
 class ShardFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,7 +45,37 @@ class ShardFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     bytes: int
     sha256: str
+    """Of the first `header_bytes`; of the whole file in version 1."""
     tensors: dict[str, TensorEntry]
+    header_bytes: int = 0
+    """How many bytes come before the first tensor's; 0 in version 1."""
+
+
+class GroupRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A parameter group of an optimizer, by the names of its parameters."""
+
+    parameters: tuple[str, ...]
+    settings: dict[str, Any]
+    """Learning rate, betas, …"""
+    scheduler: dict[str, Any] = {}
+    """What the learning rate scheduler keeps for each group: its base learning rate, …"""
+
+
+class OptimizerRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an optimizer on one rank has beside the tensors of its parameters."""
+
+    kind: str
+    """Name of its class."""
+    groups: tuple[GroupRecord, ...]
+    scheduler: dict[str, Any] | None = None
+    """State of its learning rate scheduler, None where it has none."""
+
+
+class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Over how many ranks the checkpoint was saved."""
+
+    num_ranks: int
+    num_replicas: int = 1
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -53,7 +90,17 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Hash of the plan it was saved under."""
     files: tuple[ShardFile, ...]
     extra: dict[str, Any]
-    """The caller's own JSON: configuration, random state, digest of the data."""
+    """The caller's own JSON: configuration, digest of the data."""
+    layout: Layout | None = None
+    """None in version 1."""
+    steps_done: int | None = None
+    """Training steps of the pipeline, which key its random numbers; None in version 1, where it is `step`."""
+    aliases: dict[str, str] = {}
+    """Other name of a tied parameter -> the name that it is stored under."""
+    optimizers: tuple[OptimizerRecord, ...] = ()
+    """Of every rank; each parameter is in one of them at most."""
+    config: dict[str, Any] | None = None
+    """What config.json says of a Hugging Face model; None for other models."""
 
     def tensors(self) -> dict[str, TensorEntry]:
         """Returns every stored tensor by name, over all files."""
@@ -65,6 +112,10 @@ class _Header(msgspec.Struct, frozen=True):
 
     format: str
     version: int
+
+
+_HEADERS, _MANIFESTS = msgspec.json.Decoder(_Header), msgspec.json.Decoder(Manifest)
+"""Made once, because threads that first decode a type at the same time crash in msgspec 0.22."""
 
 
 def model_signature(tensors: Mapping[str, TensorEntry]) -> str:
@@ -82,7 +133,7 @@ def read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
     content = _read(file, checkpoint=path)
     try:
-        header = msgspec.json.decode(content, type=_Header)
+        header = _HEADERS.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file} is damaged or not penstock's ({error}); use another") from error
     if header.format != FORMAT:
@@ -92,7 +143,7 @@ def read_manifest(path: Path) -> Manifest:
             f"{file} has format version {header.version}, this penstock reads up to {VERSION}; upgrade"
         )
     try:
-        manifest = msgspec.json.decode(content, type=Manifest)
+        manifest = _MANIFESTS.decode(content)
     except msgspec.DecodeError as error:
         raise CheckpointError(f"{file} is damaged ({error}); use another checkpoint") from error
     check_sizes(path, manifest.files)

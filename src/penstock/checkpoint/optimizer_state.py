@@ -43,7 +43,7 @@ def optimizer_tensors(optimizer: Optimizer, names: Mapping[Parameter, str]) -> d
 
 
 def restore_optimizer(optimizer: Optimizer, names: Mapping[Parameter, str], *, tensors: Mapping[str, Tensor]) -> None:
-    """Replaces the optimizer's state by the one in `tensors`, bit for bit; other entries are ignored.
+    """Replaces the optimizer's state by a copy of the one in `tensors`, bit for bit; other entries are ignored.
 
     Raises:
         CheckpointError: A state's shape is not its parameter's.
@@ -64,37 +64,13 @@ def restore_optimizer(optimizer: Optimizer, names: Mapping[Parameter, str], *, t
             }
 
 
-def optimizer_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Returns each parameter group's plain settings (learning rate, betas, …), fit for JSON."""
-    return [
-        {key: list(value) if isinstance(value, tuple) else value for key, value in group.items() if _is_plain(value)}
-        for group in optimizer.param_groups
-    ]
-
-
-def restore_settings(optimizer: Optimizer, settings: list[dict[str, Any]]) -> None:
-    """Sets each parameter group's plain settings to the saved ones.
-
-    Raises:
-        CheckpointError: The number of groups differs.
-    """
-    if len(settings) != len(optimizer.param_groups):
-        raise CheckpointError(
-            f"the checkpoint has {len(settings)} parameter groups, "
-            f"this optimizer {len(optimizer.param_groups)}; resume with the optimizer that was saved"
-        )
-    for group, saved in zip(optimizer.param_groups, settings, strict=True):
-        for key, value in saved.items():
-            group[key] = tuple(value) if isinstance(value, list) else value
-
-
 def _placed(value: Any, parameter: Parameter, group: Mapping[str, Any], *, name: str) -> Any:
     """Returns `value` where torch expects it: beside its parameter, but a counter on the CPU unless fused."""
     if not isinstance(value, Tensor):
         return value
     if value.dim() == 0:
         on_device = group.get("fused") or group.get("capturable")
-        return value.to(parameter.device) if on_device else value.clone()
+        return value.to(parameter.device, copy=True) if on_device else value.clone()
     if value.numel() == parameter.numel() and value.shape != parameter.shape:
         raise CheckpointError(
             f'optimizer state "{name}" has shape {list(value.shape)}, its parameter {list(parameter.shape)}; '
@@ -107,9 +83,3 @@ def _number_type(value: float) -> torch.dtype:
     if isinstance(value, bool):
         return torch.bool
     return torch.int64 if isinstance(value, int) else torch.float64
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, tuple):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, bool | int | float | str)

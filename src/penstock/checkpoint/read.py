@@ -1,7 +1,7 @@
 """Reads tensors of a checkpoint by name, from whichever rank's file holds them.
 
-The number of ranks that saved does not matter: a rank asks for the names it needs, and only the files that
-hold them are read and verified.
+The number of ranks that saved does not matter: a rank asks for the names it needs, and only these are read and
+verified.
 """
 
 from __future__ import annotations
@@ -12,25 +12,49 @@ from pathlib import Path
 from torch import Tensor
 
 from penstock.checkpoint.manifest import Manifest, read_manifest
-from penstock.checkpoint.shard import entry_of, read_shard, verify_shard
+from penstock.checkpoint.shard import entry_of, open_shard
 from penstock.errors import CheckpointError, nearest
 
+MODEL = "model/"
+"""What the names of parameters and buffers begin with; optimizer states: `optimizer/STATE/NAME`."""
 
-def load(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
-    """Returns the named tensors of the checkpoint directory `path`, on the CPU.
+
+def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Returns the named tensors of the checkpoint directory `path`, on the CPU, in memory of their own.
 
     Raises:
-        CheckpointError: A name is not in the checkpoint, or a file that holds one is damaged.
+        CheckpointError: A name is not in the checkpoint, or a tensor is damaged.
     """
+    wanted = list(names)
     manifest = read_manifest(path)
+    verify_tensors(path, manifest, wanted)
+    return {name: tensor.clone() for name, tensor in mapped_tensors(path, manifest, wanted).items()}
+
+
+def verify_tensors(path: Path, manifest: Manifest, names: Iterable[str]) -> None:
+    """Raises CheckpointError, naming what is missing or damaged, unless all are what was saved."""
     wanted = list(names)
     _check_present(path, manifest, wanted)
+    for file in manifest.files:
+        here = [name for name in wanted if name in file.tensors]
+        if here:
+            with open_shard(path / file.name, file) as shard:
+                for name in here:
+                    shard.checked(name)
+
+
+def mapped_tensors(path: Path, manifest: Manifest, names: Iterable[str]) -> dict[str, Tensor]:
+    """Returns tensors that have been verified, as they lie in the files: they take no memory until they are read.
+
+    Copy them soon: a later save may delete the files.
+    """
+    wanted = list(names)
     tensors: dict[str, Tensor] = {}
     for file in manifest.files:
         here = [name for name in wanted if name in file.tensors]
         if here:
-            verify_shard(path / file.name, file)
-            tensors.update(read_shard(path / file.name, here))
+            with open_shard(path / file.name, file) as shard:
+                tensors.update({name: shard.mapped(name) for name in here})
     return {name: tensors[name] for name in wanted}
 
 
@@ -40,7 +64,7 @@ def names_for(manifest: Manifest, model_names: Iterable[str]) -> list[str]:
     A stored name is `model/NAME`, or `optimizer/STATE/NAME` and `optimizer_number/STATE/NAME`.
     """
     known = set(model_names)
-    return [name for name in manifest.tensors() if name.split("/", 1 if name.startswith("model/") else 2)[-1] in known]
+    return [name for name in manifest.tensors() if name.split("/", 1 if name.startswith(MODEL) else 2)[-1] in known]
 
 
 def check_fits(path: Path, manifest: Manifest, *, expected: Mapping[str, Tensor]) -> None:
@@ -49,7 +73,7 @@ def check_fits(path: Path, manifest: Manifest, *, expected: Mapping[str, Tensor]
     stored = manifest.tensors()
     for name, tensor in expected.items():
         wanted, found = entry_of(tensor), stored[name]
-        if wanted != found:
+        if not wanted.fits(found):
             raise CheckpointError(
                 f'"{name}" is {found.dtype} {list(found.shape)} in {path} '
                 f"and {wanted.dtype} {list(wanted.shape)} in this model; "

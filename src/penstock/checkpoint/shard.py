@@ -1,11 +1,18 @@
-"""One rank's part of a checkpoint: named tensors to a synced safetensors file, and back."""
+"""One rank's part of a checkpoint: named tensors to a synced safetensors file, and back.
+
+    file     | length | header: names, types, shapes, offsets | tensor | tensor | …
+    checked  |---------- ShardFile.sha256 -----------|--- sha256 of each ---|
+
+A tensor is read through a mapping of the file: it takes memory where it is copied to, and nowhere else.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,8 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from penstock.checkpoint.manifest import ShardFile, TensorEntry
+from penstock.checkpoint.manifest import OptimizerRecord, ShardFile, TensorEntry
 from penstock.errors import CheckpointError
+
+_LENGTH_BYTES = 8
+_METADATA = {"format": "pt"}
+"""Readers of Hugging Face directories ask for it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +36,10 @@ class Shard:
     """Tensors under the original model's names: `model/…`, `optimizer/…`; no name on two ranks."""
     plan: str = ""
     """Hash of the plan that this rank runs."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other name of a tied parameter -> the name that it is stored under, by whichever rank."""
+    optimizers: tuple[OptimizerRecord, ...] = ()
+    """Settings of this rank's optimizers."""
 
 
 def entry_of(tensor: Tensor) -> TensorEntry:
@@ -34,43 +49,99 @@ def entry_of(tensor: Tensor) -> TensorEntry:
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> ShardFile:
     """Returns the manifest's row for the file it has written and synced."""
+    plain = _own_storage(tensors)
+    path.touch()
+    mode = path.stat().st_mode  # what the user's umask leaves, where safetensors makes files for the owner alone
     try:
-        save_file(_own_storage(tensors), path)
+        save_file(plain, path, metadata=_METADATA)
     except SafetensorError as error:
         raise CheckpointError(f"cannot write {path}: {error}") from error
+    entries = {
+        name: TensorEntry(entry.dtype, entry.shape, digest(tensor))
+        for name, tensor in sorted(plain.items())
+        for entry in [entry_of(tensor)]
+    }
+    path.chmod(mode)
     with path.open("r+b") as file:
         os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    entries = {name: entry_of(tensor) for name, tensor in sorted(tensors.items())}
-    return ShardFile(name=path.name, bytes=path.stat().st_size, sha256=digest, tensors=entries)
+        header = _header(path)
+    return ShardFile(
+        name=path.name,
+        bytes=path.stat().st_size,
+        sha256=hashlib.sha256(header).hexdigest(),
+        tensors=entries,
+        header_bytes=len(header),
+    )
 
 
-def read_shard(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
-    """Returns the named tensors of a file, on the CPU, in memory of their own.
+@contextmanager
+def open_shard(path: Path, entry: ShardFile) -> Iterator[ShardReader]:
+    """Yields a reader of a file whose header is what was saved.
 
     Raises:
-        CheckpointError: The file is not safetensors or lacks a name.
+        CheckpointError: It is not, or the file cannot be read; names the file.
     """
     try:
+        _check_header(path, entry)
         with safe_open(path, framework="pt") as file:
-            # Cloned, because the tensors may be views of the mapped file, which a later save may delete.
-            return {name: file.get_tensor(name).clone() for name in names}
+            yield ShardReader(path, entry, file)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"cannot read {path}: {error}; use another checkpoint") from error
 
 
-def verify_shard(path: Path, entry: ShardFile) -> None:
-    """Raises CheckpointError, naming the file, unless its content is what was saved."""
-    try:
+class ShardReader:
+    """An open file of a checkpoint."""
+
+    def __init__(self, path: Path, entry: ShardFile, file: safe_open) -> None:
+        self._path, self._entry, self._file = path, entry, file
+
+    def mapped(self, name: str) -> Tensor:
+        """Returns a tensor as it lies in the file: to be copied at once, for a later save may delete the file."""
+        tensor: Tensor = self._file.get_tensor(name)  # type: ignore[no-untyped-call]
+        return tensor
+
+    def checked(self, name: str) -> Tensor:
+        """Returns what `mapped` does.
+
+        Raises:
+            CheckpointError: It is not what was saved; names file and tensor.
+        """
+        tensor, saved = self.mapped(name), self._entry.tensors[name].sha256
+        found = digest(tensor) if saved else ""
+        if found != saved:
+            raise CheckpointError(
+                f'{self._path} has changed since it was saved: "{name}" has SHA-256 {found[:12]}… instead of '
+                f"{saved[:12]}…; use another checkpoint"
+            )
+        return tensor
+
+
+def digest(tensor: Tensor) -> str:
+    """Returns the SHA-256 of the bytes of a CPU tensor."""
+    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(flat.numpy().data).hexdigest()
+
+
+def _check_header(path: Path, entry: ShardFile) -> None:
+    if entry.header_bytes:
+        found = hashlib.sha256(_header(path)).hexdigest()
+    else:
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}; use another checkpoint") from error
-    if digest != entry.sha256:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != entry.sha256:
+        what = "its header" if entry.header_bytes else "it"
         raise CheckpointError(
-            f"{path} has changed since it was saved: SHA-256 {digest[:12]}… instead of {entry.sha256[:12]}…; "
-            "use another checkpoint"
+            f"{path} has changed since it was saved: {what} has SHA-256 {found[:12]}… instead of "
+            f"{entry.sha256[:12]}…; use another checkpoint"
         )
+
+
+def _header(path: Path) -> bytes:
+    """Returns the bytes before the first tensor; no more than there are, whatever a damaged length says."""
+    with path.open("rb") as file:
+        length = file.read(_LENGTH_BYTES)
+        claimed = int.from_bytes(length, "little")
+        return length + file.read(min(claimed, path.stat().st_size))
 
 
 def _own_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

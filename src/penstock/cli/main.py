@@ -20,9 +20,12 @@ COMMANDS = {
     "verify": "prove that a schedule runs correctly, or show why it does not",
     "simulate": "say how long a schedule takes and how large its bubble is, from costs",
     "compare": "set all schedules side by side: bubble, makespan, memory, weights, messages",
+    "profile": "measure what each layer of a model costs, and what host and links add, as a file",
     "optimize": "search for the best order under given costs and memory, with a lower bound",
     "partition": "lay layers onto stages so that a step takes least time, and say why",
+    "plan": "say how to train a model on a cluster: degrees, schedule, partition, and why",
     "train": "train a language model through a pipeline of processes",
+    "convert": "turn a checkpoint into other files, or a Hugging Face directory, and back",
     "trace": "say how large the bubble of a training run was, and why",
 }
 """Every command and its line in the help."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import tyro
+from rich.console import Console
 
 from penstock.errors import ScheduleError, UserError
 from penstock.ir.program import Program
@@ -18,8 +19,11 @@ from penstock.schedules.sizes import check_sizes
 
 Options = TypeVar("Options")
 
+AUTO = "auto"
+"""What stands for a search in the place of a schedule's name."""
+
 Subject = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME|FILE", help_behavior_hint="")]
-"""A schedule by name, or a file with one."""
+"""A schedule by name, "auto" for one found by search, or a file with one."""
 
 _NUM_RANKS, _NUM_MICROBATCHES = 4, 8
 """The sizes of a schedule given by name, where none are asked for."""
@@ -98,6 +102,8 @@ def _by_name(
     given: Callable[[int], Given] | None = None,
 ) -> Schedule | None:
     """Returns the schedule called `subject`, or None where that can only be a file."""
+    if subject == AUTO:
+        return _found(num_ranks, num_microbatches, num_chunks, given)
     if subject.replace("-", "_") in SCHEDULES or subject in ALIASES:
         ranks = _NUM_RANKS if num_ranks is None else num_ranks
         microbatches = _NUM_MICROBATCHES if num_microbatches is None else num_microbatches
@@ -116,6 +122,33 @@ def _by_name(
         except ScheduleError as error:
             raise ScheduleError(f"{error}. Nor is there a file of that name") from None
     return None
+
+
+def _found(
+    num_ranks: int | None,
+    num_microbatches: int | None,
+    num_chunks: int | None,
+    given: Callable[[int], Given] | None,
+) -> Schedule:
+    """Returns the best order that a search finds for the costs given, and says on stderr what it came to."""
+    from penstock.optimize import optimize_schedule, placements  # brings numba in, which takes half a second
+
+    ranks = _NUM_RANKS if num_ranks is None else num_ranks
+    microbatches = _NUM_MICROBATCHES if num_microbatches is None else num_microbatches
+    check_sizes(AUTO, num_ranks=ranks, num_microbatches=microbatches)
+    if num_chunks is not None and num_chunks < 1:
+        raise UserError(f"-v {num_chunks}; use at least one stage a rank, e.g. -v 2")
+    asked = given(ranks) if given else Given()
+    found = optimize_schedule(
+        ranks,
+        microbatches,
+        costs=asked.costs,
+        cluster=asked.cluster,
+        memory_limit=asked.memory_limit,
+        placement=None if num_chunks is None else list(placements(ranks, num_chunks).values()),
+    )
+    Console(stderr=True).print(f"auto: {found.reason}", highlight=False, soft_wrap=True, markup=False)
+    return found.schedule
 
 
 def _check_sizes(

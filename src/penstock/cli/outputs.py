@@ -45,8 +45,9 @@ def write_timelines(
     options: PictureOptions,
     *,
     perfetto: Path | None = None,
+    above: str = "",
 ) -> None:
-    """Writes the files asked for and says so.
+    """Writes the files asked for and says so; `above` is HTML above all else of a page.
 
     Raises:
         UserError: a file that cannot be written, or a picture of another format.
@@ -59,7 +60,7 @@ def write_timelines(
     if options.html is not None:
         from penstock.view.page import save_page
 
-        save_page(timelines, options.html)
+        save_page(timelines, options.html, above=above)
         say_written(console, options.html)
     if perfetto is not None:
         from penstock.view.perfetto import save_perfetto

@@ -23,7 +23,7 @@ class Show(CostOptions, PictureOptions):
     """
 
     schedule: Subject
-    """A schedule's name, or a file with one (JSON or text grid)."""
+    """A schedule's name, "auto" for the best found by search, or a file with one (JSON or text grid)."""
     ranks: Ranks = None
     """Number of ranks p, for a schedule given by name."""
     microbatches: Microbatches = None

@@ -19,7 +19,7 @@ class Verify:
     """Prove that a schedule or program runs to its end and computes what it should, or show why it does not."""
 
     schedule: Subject
-    """A schedule's name, or a file with one (JSON, text grid or CSV), or with a program (JSON)."""
+    """A name, "auto" for the best found by search, or a file with a schedule (JSON, grid, CSV) or program (JSON)."""
     ranks: Ranks = None
     """Number of ranks p, for a schedule given by name."""
     microbatches: Microbatches = None

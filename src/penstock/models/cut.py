@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,9 @@ from penstock.partition import Partition
 
 LayerContext = Callable[[int], AbstractContextManager[None]]
 """Layer index in the model -> what surrounds that layer's forward (random numbers keyed by layer)."""
+
+Fill = Callable[[Sequence[Any], int | None], None]
+"""(a rank's stages as modules on the meta device, the pipeline's seed): gives these their numbers, and no others."""
 
 
 class Stage(nn.Module):
@@ -57,6 +60,8 @@ class CutModel:
         layers: name -> layer, in model order; a layer's parameters are named `<name>.<parameter>`.
         assemble: (a stage's layers by name, index of the first) -> the stage as a module with an attribute
             `surrounding`; None for a `Stage`, which runs one layer after another.
+        fill: gives a rank's stages their numbers; None where the layers have them.
+        origin: a Hugging Face model's class and configuration, see `Origin`; None for other models.
 
     Raises:
         ModelError: no layer at all.
@@ -64,6 +69,9 @@ class CutModel:
 
     layers: Mapping[str, nn.Module]
     assemble: Callable[[Mapping[str, nn.Module], int], Any] | None = None
+    unsplit: Callable[[Any], Any] | None = None
+    fill: Fill | None = None
+    origin: Any = None
 
     def __post_init__(self) -> None:
         if not self.layers:

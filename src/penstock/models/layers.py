@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from penstock.errors import ModelError
 from penstock.models.cut import CutModel
+from penstock.models.filling import fill, on_meta, private
+from penstock.models.lazy import LayerSpec, fill_specs, skeleton
 
 
-def from_layers(model: nn.Sequential | nn.ModuleList | Sequence[nn.Module]) -> CutModel:
+def from_layers(model: nn.Sequential | nn.ModuleList | Sequence[nn.Module | LayerSpec]) -> CutModel:
     """Returns the layers of an nn.Sequential by their names, or of a list by their index.
+
+    Of a list with `LayerSpec` each rank builds the layers of its own stages.
 
     Raises:
         ModelError: an entry that is no module, the same module twice, or a Sequential that is more than its layers.
@@ -23,6 +28,23 @@ def from_layers(model: nn.Sequential | nn.ModuleList | Sequence[nn.Module]) -> C
         named = list(model._modules.items())
     else:
         named = [(str(index), layer) for index, layer in enumerate(model)]
+    specs = {name: layer for name, layer in named if isinstance(layer, LayerSpec)}
+    named = [(name, skeleton(layer) if name in specs else layer) for name, layer in named]
+    _check_distinct(named)
+    layers = dict(named)
+    if specs:
+        return CutModel(layers, fill=partial(fill_specs, specs, layers))
+    if not any(map(on_meta, layers.values())):
+        return CutModel(layers)
+    layers = private(layers)
+    return CutModel(layers, fill=partial(_fill, layers))
+
+
+def _fill(layers: dict[str, nn.Module], stages: Sequence[nn.Module], seed: int | None) -> None:
+    fill(layers, stages, seed=seed)
+
+
+def _check_distinct(named: Sequence[tuple[str, Any]]) -> None:
     first: dict[int, str] = {}
     for name, layer in named:
         if not isinstance(layer, nn.Module):
@@ -30,7 +52,6 @@ def from_layers(model: nn.Sequential | nn.ModuleList | Sequence[nn.Module]) -> C
         before = first.setdefault(id(layer), name)
         if before != name:
             raise ModelError(f"layers {before} and {name} are the same module; every layer is run by one stage, once")
-    return CutModel(dict(named))
 
 
 def _check_plain(model: nn.Module) -> None:

@@ -28,7 +28,11 @@ VERSION = 1
 
 Loaded = TypeVar("Loaded")
 
-_READERS = {"penstock.program": "penstock verify", "penstock.recording": "penstock trace"}
+_READERS = {
+    "penstock.plan": "penstock train --plan",
+    "penstock.program": "penstock verify",
+    "penstock.recording": "penstock trace",
+}
 """Other format -> the command that takes its files."""
 
 

@@ -2,7 +2,8 @@
 
 from penstock.optimize.bound import lower_bound
 from penstock.optimize.problem import Objective, Problem, problem_of
-from penstock.optimize.search import Optimized, Search, optimize_schedule
+from penstock.optimize.result import Optimized, Search
+from penstock.optimize.search import optimize_schedule
 from penstock.optimize.seeds import placements
 
 __all__ = [

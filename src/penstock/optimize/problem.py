@@ -84,6 +84,12 @@ class Problem:
         return counts
 
     @property
+    def queues(self) -> bool:
+        """Whether a message may have to wait for the one before it, so that it takes longer than its delay."""
+        slow = any(link.bytes_per_second != float("inf") for _, link in self.cluster.levels)
+        return not self.cluster.overlap or (slow and any(self.costs.per_stage("boundary_bytes", self.num_stages)))
+
+    @property
     def backward_kind(self) -> OpKind:
         """The kind of the ops that go back through the stages."""
         return OpKind.I if self.splits else OpKind.B

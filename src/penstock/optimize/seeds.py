@@ -28,6 +28,8 @@ def named_schedules(problem: Problem, *, slow: bool, registered: bool = True) ->
     """
     chunks = problem.placement.num_chunks
     sizes = Sizes(problem.num_ranks, problem.num_microbatches, chunks)
+    if slow and chunks == 2 and problem.placement != Placement.v_shaped(problem.num_ranks):
+        return  # all of these with two stages a rank are V-shaped
     generators = {
         name: partial(family.generate, sizes)
         for name, family in SCHEDULES.items()

@@ -12,7 +12,7 @@ import torch
 from penstock.errors import BatchError, HandshakeError, UserError
 from penstock.runtime.transport import Transport, gather_bytes, gather_json
 
-CALLS = ("step", "evaluate", "forward", "forward(broadcast=True)", "trace", "clip_grad_norm_")
+CALLS = ("step", "evaluate", "forward", "forward(broadcast=True)", "trace", "clip_grad_norm_", "save_pretrained")
 _UNKNOWN = -1
 
 

@@ -11,19 +11,22 @@ from typing import Any
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
+from penstock.cluster import Cluster
+from penstock.costs import PerStage, StageCosts
 from penstock.errors import HandshakeError, ModelError, RankFailedError
 from penstock.ir.schedule import Schedule
 from penstock.lowering import lower
 from penstock.models import CutModel, cut
-from penstock.partition import Partition
+from penstock.partition import LayerCosts, Partition
 from penstock.runtime.agreement import Offer, agree, check_same
+from penstock.runtime.auto import Assumed
 from penstock.runtime.clipping import clip, total_norm
 from penstock.runtime.cursor import Cursor
 from penstock.runtime.duties import Duties, duties_of
 from penstock.runtime.engine import Engine
 from penstock.runtime.evaluating import eval_mode
 from penstock.runtime.feed import Call, Ends, Feed, Reading, WeightFunction
-from penstock.runtime.held_state import HeldState
+from penstock.runtime.hugging_face import HuggingFaceFiles
 from penstock.runtime.links import Links
 from penstock.runtime.measured import decode_record, encode_record, measured_timeline
 from penstock.runtime.microbatches import BatchRule, BatchRules, even_sizes, ragged_sizes
@@ -52,7 +55,7 @@ from penstock.timeline import Timeline
 from penstock.verifier import Proof, verify
 
 
-class Pipeline(HeldState):
+class Pipeline(HuggingFaceFiles):
     """A model cut into stages, this rank's part of it, and the schedule that trains it.
 
     Every rank makes its Pipeline with the same model and arguments and then runs the same lines. All ranks agree
@@ -70,9 +73,15 @@ class Pipeline(HeldState):
         mesh: ranks by axis: "pp", and "dp_replicate" for data-parallel replicas; None means that all ranks of the
             torch.distributed job form one pipeline.
         transport: another way to the other ranks, e.g. from `run_ranks`; excludes mesh.
-        schedule: a name, a Schedule, or the path of its JSON file.
+        schedule: a name, a Schedule, the path of its JSON file, or "auto": the best that a search finds for `costs`.
         num_microbatches: m; may be left out where the schedule has it.
-        partition: layers per stage, e.g. [3, 5]; None for equal numbers.
+        partition: layers per stage, e.g. [3, 5]; or names, or regular expressions of names, of the layers where
+            stages begin; None for equal numbers; "auto" for the best under the schedule.
+        costs: what "auto", zb_auto and zb_v_greedy are found for: LayerCosts, or StageCosts where the partition is not
+            "auto". None: all stages cost the same, or, to balance layers, a layer its matrices' entries.
+        cluster: likewise, devices and links; None means equal devices and messages that take no time.
+        memory_limit: likewise, the most that a rank may keep from F to W, in the unit of the costs'
+            `activation_bytes`; None means what 1F1B keeps.
         device: where this rank computes; None means where its parameters are.
         weight_fn: targets of a microbatch -> w_i; None takes its number of samples.
         batch_rules: how arguments become microbatches that are not split along their first dimension: path, such as
@@ -108,7 +117,10 @@ class Pipeline(HeldState):
         transport: Transport | None = None,
         schedule: str | Path | Schedule = "one_f_one_b",
         num_microbatches: int | None = None,
-        partition: Partition | Sequence[int] | None = None,
+        partition: Partition | Sequence[int] | Sequence[str] | None = None,
+        costs: StageCosts | LayerCosts | None = None,
+        cluster: Cluster | None = None,
+        memory_limit: PerStage | None = None,
         device: torch.device | str | None = None,
         weight_fn: WeightFunction | None = None,
         batch_rules: Mapping[str, BatchRule] | None = None,
@@ -139,6 +151,7 @@ class Pipeline(HeldState):
                 num_microbatches=num_microbatches,
                 partition=partition,
                 reduce_gradients=self._replicas is not None,
+                assumed=Assumed(costs, cluster, memory_limit),
             )
             check_optimizer(plan.schedule, inside)
             rules = BatchRules(batch_rules)
@@ -154,6 +167,7 @@ class Pipeline(HeldState):
         self.plan = plan
         self._seed = seed
         self._summary = summarize(layers, plan)
+        self._origin = layers.origin
         self._build(layers, loss_fn, device)
         for stage in self._stages.keys() & recomputed.keys():
             names = [list(layers.layers)[layer] for layer in plan.partition.layers_of(stage)]
@@ -331,7 +345,7 @@ class Pipeline(HeldState):
             return self._timelines(steps)
 
     def _timelines(self, steps: int) -> list[Timeline]:
-        records = list(self._training.recorder.steps)[-steps:] if steps > 0 else []
+        records = self._training.recorder.last(steps)
         offsets = self._transport.clock_offsets()
         program = self.plan.proof.program
         timelines = []

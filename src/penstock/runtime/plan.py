@@ -11,10 +11,12 @@ from penstock.ir.placement import Placement
 from penstock.ir.schedule import Schedule, WeightRule
 from penstock.lowering import lower
 from penstock.models import CutModel, Tie
+from penstock.models.cut_points import partition_at
 from penstock.notation import load_schedule
-from penstock.partition import Partition
+from penstock.partition import LayerCosts, Partition
+from penstock.runtime.auto import AUTO, Assumed, Chosen, balanced_partition, found_schedule, layer_costs_for
 from penstock.runtime.ties import check_ties
-from penstock.schedules import named_schedule
+from penstock.schedules import Given, named_schedule
 from penstock.verifier import Proof, verify
 
 FILE_SUFFIXES = (".json", ".csv", ".txt")
@@ -30,12 +32,16 @@ class RunPlan:
         partition: layers per stage.
         parameter_stages: every parameter of the model -> its stage, in model order; a tied one once.
         ties: parameters that several stages use.
+        reason: what "auto" came to, and why; empty where nothing was searched.
+        assumed: a digest of what it was found for.
     """
 
     proof: Proof
     partition: Partition
     parameter_stages: dict[str, int]
     ties: tuple[Tie, ...] = ()
+    reason: str = ""
+    assumed: str = ""
 
     @property
     def schedule(self) -> Schedule:
@@ -54,8 +60,9 @@ def make_plan(
     schedule: str | Path | Schedule,
     num_ranks: int,
     num_microbatches: int | None,
-    partition: Partition | Sequence[int] | None,
+    partition: Partition | Sequence[int] | Sequence[str] | None,
     reduce_gradients: bool,
+    assumed: Assumed | None = None,
 ) -> RunPlan:
     """Returns the plan for `model` on `num_ranks` ranks.
 
@@ -64,22 +71,81 @@ def make_plan(
         VerificationError: a schedule that would not run.
         PartitionError: more stages than layers, or layers left out or taken twice.
         ModelError: a parameter on stages of different ranks in a schedule with two directions.
+        UserError: costs, a cluster or a memory limit that do not go with the rest.
     """
-    chosen = choose_schedule(schedule, num_ranks=num_ranks, num_microbatches=num_microbatches)
-    if partition is None:
-        cut = Partition.uniform(model.num_layers, chosen.num_stages)
-    elif isinstance(partition, Partition):
-        cut = partition
-    elif all(isinstance(size, int) for size in partition):
-        cut = Partition.of_sizes(partition)
+    assumed = assumed or Assumed()
+    cut = _partition_of(partition, model)
+    if schedule == AUTO:
+        chosen = found_schedule(
+            model,
+            num_ranks=num_ranks,
+            num_microbatches=_number(num_microbatches, AUTO, num_ranks),
+            partition=cut,
+            assumed=assumed,
+        )
     else:
-        raise PartitionError(f"partition={partition!r}; give layers per stage, e.g. [3, 3]")
-    cut.check(model.num_layers, chosen.num_stages)
-    check_runnable(chosen)
-    proof = verify(lower(chosen, reduce_gradients=reduce_gradients))
-    parameter_stages, ties = model.parameters_of(cut)
-    check_ties(ties, chosen.placement)
-    return RunPlan(proof, cut, parameter_stages, ties)
+        fixed = choose_schedule(schedule, num_ranks=num_ranks, num_microbatches=num_microbatches)
+        chosen = _fitted(model, _with_partition(model, fixed, cut, assumed), schedule, assumed)
+    chosen.partition.check(model.num_layers, chosen.schedule.num_stages)
+    check_runnable(chosen.schedule)
+    proof = verify(lower(chosen.schedule, reduce_gradients=reduce_gradients))
+    parameter_stages, ties = model.parameters_of(chosen.partition)
+    check_ties(ties, chosen.schedule.placement)
+    digest = assumed.digest if assumed != Assumed() else ""
+    return RunPlan(proof, chosen.partition, parameter_stages, ties, chosen.reason, digest)
+
+
+def _partition_of(
+    partition: Partition | Sequence[int] | Sequence[str] | None, model: CutModel
+) -> Partition | str | None:
+    if partition is None or isinstance(partition, Partition):
+        return partition
+    if partition == AUTO:
+        return AUTO
+    if isinstance(partition, str):
+        return partition_at(list(model.layers), [partition])
+    if not isinstance(partition, Sequence):
+        raise PartitionError(f'partition={partition!r}; give layers per stage, e.g. [3, 3], or "auto"')
+    names = [point for point in partition if isinstance(point, str)]
+    sizes = [size for size in partition if isinstance(size, int)]
+    if len(names) == len(partition) and names:
+        return partition_at(list(model.layers), names)
+    if len(sizes) != len(partition):
+        raise PartitionError(
+            f"partition={partition!r}; give layers per stage, e.g. [3, 3], or names of the layers where stages begin"
+        )
+    return Partition.of_sizes(sizes)
+
+
+def _with_partition(model: CutModel, schedule: Schedule, partition: Partition | str | None, assumed: Assumed) -> Chosen:
+    """Returns `schedule` with the partition asked for."""
+    if isinstance(partition, str):
+        return balanced_partition(model, schedule, assumed)
+    return Chosen(schedule, partition or Partition.uniform(model.num_layers, schedule.num_stages), "")
+
+
+def _fitted(model: CutModel, chosen: Chosen, schedule: str | Path | Schedule, assumed: Assumed) -> Chosen:
+    """Returns `chosen` with its order found anew for the costs of its stages, where it is of a kind that has such."""
+    named = isinstance(schedule, str) and not schedule.endswith(FILE_SUFFIXES)
+    if not named:
+        if assumed.memory_limit is not None:
+            raise ScheduleError(
+                f"memory_limit={assumed.memory_limit} and a schedule whose order is fixed; leave memory_limit out, or "
+                'use schedule="auto"'
+            )
+        return chosen
+    costs = assumed.costs
+    if isinstance(costs, LayerCosts):
+        costs = layer_costs_for(model, assumed).stage_costs(chosen.partition)
+    if costs is None and assumed.cluster is None and assumed.memory_limit is None:
+        return chosen
+    fitted = named_schedule(
+        str(schedule),
+        num_ranks=chosen.schedule.num_ranks,
+        num_microbatches=chosen.schedule.num_microbatches,
+        given=Given(costs, assumed.cluster, assumed.memory_limit),
+    )
+    return chosen._replace(schedule=fitted)
 
 
 def check_runnable(schedule: Schedule) -> None:
@@ -103,12 +169,8 @@ def choose_schedule(schedule: str | Path | Schedule, *, num_ranks: int, num_micr
         NotationError: a file that holds no schedule.
     """
     if isinstance(schedule, str) and not schedule.endswith(FILE_SUFFIXES):
-        if num_microbatches is None:
-            raise ScheduleError(
-                f'schedule="{schedule}" needs num_microbatches; at least {num_ranks} keep {num_ranks} ranks busy, '
-                f"e.g. num_microbatches={4 * num_ranks}"
-            )
-        return named_schedule(schedule, num_ranks=num_ranks, num_microbatches=num_microbatches)
+        count = _number(num_microbatches, schedule, num_ranks)
+        return named_schedule(schedule, num_ranks=num_ranks, num_microbatches=count)
     chosen = schedule if isinstance(schedule, Schedule) else load_schedule(schedule)
     if chosen.num_ranks != num_ranks:
         raise ScheduleError(
@@ -120,3 +182,12 @@ def choose_schedule(schedule: str | Path | Schedule, *, num_ranks: int, num_micr
             f"num_microbatches={num_microbatches} and a schedule of {chosen.num_microbatches}; leave the former out"
         )
     return chosen
+
+
+def _number(num_microbatches: int | None, schedule: str, num_ranks: int) -> int:
+    if num_microbatches is None:
+        raise ScheduleError(
+            f'schedule="{schedule}" needs num_microbatches; at least {num_ranks} keep {num_ranks} ranks busy, '
+            f"e.g. num_microbatches={4 * num_ranks}"
+        )
+    return num_microbatches

@@ -50,6 +50,7 @@ def facts_of(layers: CutModel, plan: RunPlan, settings: Mapping[str, Any]) -> di
         "penstock version": __version__,
         "schedule": plan.schedule.name,
         "num_microbatches": plan.schedule.num_microbatches,
+        "costs, cluster and memory_limit": plan.assumed,
         "partition": list(plan.partition.boundaries),
         "program": plan.proof.program.digest[:16],
         "layers": list(layers.layers),

@@ -7,7 +7,7 @@ from penstock.runtime.plan import RunPlan
 
 
 def summarize(model: CutModel, plan: RunPlan) -> str:
-    """Returns one line a stage: its rank, layers, and share of the parameters."""
+    """Returns one line a stage, its rank, layers and share of the parameters, and what "auto" came to."""
     counts = [0] * plan.partition.num_stages
     for layer_name, layer in model.layers.items():
         for name, parameter in layer.named_parameters():
@@ -25,4 +25,4 @@ def summarize(model: CutModel, plan: RunPlan) -> str:
             f"stage {stage} on rank {plan.placement.rank_of(stage)}: {len(layers)} layers ({span}), "
             f"{count:,} parameters, {count / total:.0%}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, plan.reason] if plan.reason else lines)

@@ -60,7 +60,7 @@ def zb_v_greedy(
     terms = terms_of(num_ranks, num_microbatches, costs=costs, cluster=cluster, memory_limit=memory_limit)
     rules = (Rules(before_forwards=f, before_backwards=b) for b, f in product((True, False), repeat=2))
     best = min((_settled(terms, one) for one in rules), key=lambda clock: clock.worst)
-    return Schedule("zb_v_greedy", Placement.v_shaped(num_ranks), num_microbatches, tuple(map(tuple, best.orders)))
+    return Schedule("zb_v_greedy", Placement.v_shaped(num_ranks), num_microbatches, tuple(best.orders))
 
 
 def _settled(terms: Terms, rules: Rules) -> Clock:

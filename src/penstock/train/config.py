@@ -20,11 +20,15 @@ class PipelineConfig:
     ranks: int = 2
     """Places in the pipeline, one process each."""
     schedule: str = "one_f_one_b"
-    """Name of the schedule that orders each rank's work."""
+    """Name of the schedule that orders each rank's work; "auto" searches for the best."""
     microbatches: int = 4
     """Slices of one batch that flow through the pipeline."""
-    partition: tuple[int, ...] = ()
-    """Layers per stage, in model order; empty cuts the model uniformly."""
+    partition: tuple[int, ...] | Literal["auto"] = ()
+    """Layers per stage, in model order; empty cuts the model uniformly, "auto" by what layers cost."""
+    chunks: int = 0
+    """Stages a rank; 0 takes the schedule's own number."""
+    recompute: tuple[int, ...] = ()
+    """Layers that run their forward again before their backward, counted from the embedding, 0."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,8 @@ class LogConfig:
     """Steps between lines of the loss record."""
     tensorboard: bool = False
     """Write TensorBoard event files into the output directory."""
+    predict_after: int = 20
+    """Steps after which what a step takes is set against what its layers' costs predict; 0 never."""
     sample_bytes: int = 256
     """Bytes of text generated when training ends; 0 generates none."""
 

@@ -20,6 +20,7 @@ class _Range(NamedTuple):
 RANGES: dict[str, _Range] = {
     "pipeline.ranks": _Range(1),
     "pipeline.microbatches": _Range(1),
+    "pipeline.chunks": _Range(0),
     "model.layers": _Range(1),
     "model.width": _Range(2),
     "model.heads": _Range(1),
@@ -40,6 +41,7 @@ RANGES: dict[str, _Range] = {
     "evaluate.every": _Range(0),
     "evaluate.batches": _Range(1),
     "log.every": _Range(1),
+    "log.predict_after": _Range(0),
     "log.sample_bytes": _Range(0),
 }
 """Every number's range by the field's path; a test holds it complete."""
@@ -94,11 +96,22 @@ def _batch_divides(config: Config) -> None:
 
 def _partition_covers(config: Config) -> None:
     partition, total = config.pipeline.partition, config.model.layers + 2
+    if isinstance(partition, str):
+        return
     if partition and (min(partition) < 1 or sum(partition) != total):
         raise ConfigError(
             f"pipeline.partition={list(partition)} does not lay out the model's {total} layers "
             f"(embed, model.layers={config.model.layers} blocks, head); "
             f"use positive numbers that sum to {total}, or leave it empty"
+        )
+
+
+def _recompute_names_layers(config: Config) -> None:
+    total = config.model.layers + 2
+    foreign = [layer for layer in config.pipeline.recompute if not 0 <= layer < total]
+    if foreign:
+        raise ConfigError(
+            f"pipeline.recompute names layer {foreign[0]} of {total}; use numbers from 0, the embedding, to {total - 1}"
         )
 
 
@@ -121,6 +134,7 @@ _RELATIONS: tuple[Callable[[Config], None], ...] = (
     _width_divides,
     _batch_divides,
     _partition_covers,
+    _recompute_names_layers,
     _betas_in_range,
     _device_known,
 )

@@ -1,6 +1,6 @@
 """Configurations from TOML files and command lines, and back to TOML.
 
-    dataclass defaults  <-  config.toml  <-  --section.key value
+    dataclass defaults  <-  config.toml  <-  --plan plan.json  <-  --section.key value
 
 The file goes through the strict reader below, the command line through tyro; `check` judges the result.
 """
@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from penstock.errors import ConfigError, nearest
 from penstock.train.config import Config
@@ -20,7 +20,7 @@ from penstock.train.config_check import check
 
 
 def resolve(argv: Sequence[str]) -> Config:
-    """Returns the configuration of a command line: `[config.toml] [--section.key value …]`.
+    """Returns the configuration of a command line: `[config.toml] [--plan plan.json] [--section.key value …]`.
 
     A mistake in an option, and `--help`, end the program as tyro does it.
 
@@ -33,14 +33,29 @@ def resolve(argv: Sequence[str]) -> Config:
     base = Config()
     if arguments and not arguments[0].startswith("-"):
         base = load_toml(Path(arguments.pop(0)))
+    if "--plan" in arguments:
+        base = _planned(base, arguments)
     config = tyro.cli(
         Config,
         default=base,
         args=arguments,
-        prog="penstock train [config.toml]",
+        prog="penstock train [config.toml] [--plan plan.json]",
         description="Trains a byte-level GPT over a pipeline of processes.",
     )
     return check(config)
+
+
+def _planned(base: Config, arguments: list[str]) -> Config:
+    """Returns `base` with the layout of the plan that `arguments` name; takes it out of them."""
+    from penstock.planner.plan_file import load_plan
+    from penstock.train.planned import with_plan
+
+    at = arguments.index("--plan")
+    if at + 1 == len(arguments):
+        raise ConfigError("--plan names no file; give one that penstock plan --out has written")
+    path = arguments[at + 1]
+    del arguments[at : at + 2]
+    return with_plan(base, load_plan(path))
 
 
 def load_toml(path: Path) -> Config:
@@ -103,6 +118,8 @@ def _merge(default: Any, table: dict[str, Any], *, prefix: str) -> Any:
 
 def _convert(value: Any, wanted: Any, *, path: str) -> Any:
     """Returns the TOML value as the field's type, or raises ConfigError with the path, value and type."""
+    if get_origin(wanted) is Union:  # of a list and a word that stands for one
+        wanted = next(one for one in get_args(wanted) if (get_origin(one) is Literal) == isinstance(value, str))
     if get_origin(wanted) is Literal:
         if value in get_args(wanted):
             return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from pathlib import Path
 
 import torch
@@ -17,13 +18,16 @@ from penstock.train.gpt import build_gpt, lm_loss
 from penstock.train.journal import LOSSES_FILE, Journal, StepFigures
 from penstock.train.optimizers import build_optimizer, learning_rate, set_learning_rate
 from penstock.train.places import place_noted, position
+from penstock.train.planned import recompute_of, schedule_of
+from penstock.train.prediction import prediction_text
 from penstock.train.preflight import check_everything
 from penstock.train.processes import Worker
 from penstock.train.report import write_report
 from penstock.train.resume import changes_of_curve, resume_path
-from penstock.train.state import resume_state, save_state
+from penstock.train.state import resume_state, save_state, saver_of
 
 _TRACED_STEPS = 20
+_PREDICTED_STEPS = 10
 _PROMPT_BYTES = 16
 
 
@@ -84,8 +88,9 @@ def _pipeline(config: Config, me: Worker) -> Pipeline:
     return Pipeline(
         build_gpt(config.model, seed=config.run.seed, dtype=dtype),
         lm_loss,
-        schedule=config.pipeline.schedule,
+        schedule=schedule_of(config.pipeline),
         num_microbatches=config.pipeline.microbatches,
+        recompute=recompute_of(config),
         partition=config.pipeline.partition or None,
         device=device,
         seed=config.run.seed if config.model.dropout else None,
@@ -98,7 +103,10 @@ def _steps(
     """Runs the steps that are left, at least one; returns the last checkpoint and the last held-out loss."""
     checkpoint, held_out = None, float("nan")
     tokens = config.run.batch_size * config.model.context
-    for step in range(pipe.steps_done, config.run.steps):
+    taken: deque[float] = deque(maxlen=_PREDICTED_STEPS)
+    saver = saver_of(pipe, config)
+    first = pipe.steps_done
+    for step in range(first, config.run.steps):
         begin = time.perf_counter()
         inputs, targets = batch(
             corpus,
@@ -107,7 +115,9 @@ def _steps(
             context=config.model.context,
             seed=config.run.seed,
         )
+        called = time.perf_counter()
         loss = pipe.step(inputs, targets)
+        taken.append(time.perf_counter() - called)
         norm = pipe.clip_grad_norm_(config.optimizer.clip_norm or float("inf"))
         rate = learning_rate(config.optimizer, step=step, steps=config.run.steps)
         set_learning_rate(optimizer, rate)
@@ -116,11 +126,14 @@ def _steps(
         seconds = time.perf_counter() - begin
         done = step + 1
         journal.step(StepFigures(done, loss.item(), norm.item(), rate, tokens / seconds))
+        if done - first == config.log.predict_after:
+            journal.say(prediction_text(config, pipe, taken))
         if _due(done, config.evaluate.every, config.run.steps):
             held_out = evaluate(config, corpus, pipe)
             journal.held_out(done, held_out)
         if _due(done, config.checkpoint.every, config.run.steps):
-            checkpoint = save_state(pipe, optimizer, config=config, step=done, data_digest=corpus.digest)
+            checkpoint = save_state(saver, optimizer, config=config, step=done, data_digest=corpus.digest)
+    saver.wait()
     return checkpoint, held_out
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from penstock.errors import ConfigError
 from penstock.ir.steps import SYNCHRONOUS
 from penstock.partition import Partition
+from penstock.runtime.auto import AUTO
 from penstock.runtime.plan import check_runnable, choose_schedule
 from penstock.train.config import Config
 from penstock.train.data import Corpus, batch, held_out_batches, read_corpus
+from penstock.train.planned import schedule_of
 from penstock.train.resume import check_same_run, resume_path
 from penstock.verifier import verify
 
@@ -41,7 +43,10 @@ def check_everything(config: Config, *, local_ranks: int) -> Corpus:
 def check_layout(config: Config) -> None:
     """Refuses a schedule that cannot run at these sizes, and a partition that does not take every layer."""
     layout = config.pipeline
-    schedule = choose_schedule(layout.schedule, num_ranks=layout.ranks, num_microbatches=layout.microbatches)
+    # What a search will find is not known yet; it trains with any order, on as many stages as the partition has.
+    searched = layout.schedule == AUTO
+    chosen = "one_f_one_b" if searched else schedule_of(layout)
+    schedule = choose_schedule(chosen, num_ranks=layout.ranks, num_microbatches=layout.microbatches)
     verify(schedule)
     check_runnable(schedule)
     if schedule.weight_rule not in SYNCHRONOUS:
@@ -50,8 +55,10 @@ def check_layout(config: Config) -> None:
             "it; use one that leaves the step to the loop, e.g. one_f_one_b, or a Pipeline in a loop of your own"
         )
     num_layers = config.model.layers + 2  # embed, blocks, head
-    if layout.partition:
-        Partition.of_sizes(layout.partition).check(num_layers, schedule.num_stages)
+    if layout.partition and not isinstance(layout.partition, str):
+        sizes = Partition.of_sizes(layout.partition)
+        whole = searched and sizes.num_stages % layout.ranks == 0
+        sizes.check(num_layers, sizes.num_stages if whole else schedule.num_stages)
     else:
         Partition.uniform(num_layers, schedule.num_stages)
 

@@ -57,25 +57,28 @@ _TEMPLATE = """
 """The page around the panels, as a part of Bokeh's own."""
 
 
-def save_page(timelines: Mapping[str, Timeline], path: str | Path, *, rows: Sequence[Row] = ()) -> None:
+def save_page(
+    timelines: Mapping[str, Timeline], path: str | Path, *, rows: Sequence[Row] = (), above: str = ""
+) -> None:
     """Writes the page of `timelines`, name -> timeline, to the file at `path`.
 
     Args:
         timelines: from top to bottom.
         path: of the HTML file.
         rows: a comparison to tabulate above them.
+        above: HTML above all else.
 
     Raises:
         UserError: nothing to draw, or a file that cannot be written.
     """
-    page = page_html(timelines, rows=rows)
+    page = page_html(timelines, rows=rows, above=above)
     try:
         Path(path).write_text(page, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
-def page_html(timelines: Mapping[str, Timeline], *, rows: Sequence[Row] = ()) -> str:
+def page_html(timelines: Mapping[str, Timeline], *, rows: Sequence[Row] = (), above: str = "") -> str:
     """Returns the page as text.
 
     Raises:
@@ -84,7 +87,7 @@ def page_html(timelines: Mapping[str, Timeline], *, rows: Sequence[Row] = ()) ->
     if not any(timeline.makespan for timeline in timelines.values()):
         raise UserError("there is nothing to draw: no timeline has an op that takes time")
     page = file_html(
-        _layout(timelines, rows),
+        _layout(timelines, rows, above),
         INLINE,
         title=", ".join(timelines),
         template=_TEMPLATE,
@@ -94,7 +97,7 @@ def page_html(timelines: Mapping[str, Timeline], *, rows: Sequence[Row] = ()) ->
     return str(page)
 
 
-def _layout(timelines: Mapping[str, Timeline], rows: Sequence[Row]) -> Model:
+def _layout(timelines: Mapping[str, Timeline], rows: Sequence[Row], above: str) -> Model:
     end = max(float(timeline.makespan) for timeline in timelines.values())
     unit = time_unit(end)
     shortest = min(float(timeline.makespan) for timeline in timelines.values() if timeline.makespan)
@@ -116,7 +119,8 @@ def _layout(timelines: Mapping[str, Timeline], rows: Sequence[Row]) -> Model:
     grid.cols = ["1fr", f"{STATE_PIXELS}px"]
     # After the grid, which follows whatever its plots refer to: a script refers to all panels.
     slider = _bind(panels, timelines, unit)
-    parts = [_heading(timelines), *_comparison(rows), slider, grid]
+    first = [Div(text=above, sizing_mode="stretch_width")] if above else []
+    parts = [*first, _heading(timelines), *_comparison(rows), slider, grid]
     return column(*parts, sizing_mode="stretch_width", styles={"max-width": "1500px", "margin": "0 auto"})
 
 

@@ -7,7 +7,17 @@ Masks, rotary embeddings, layer types and position ids are worked out by the mod
 ids and masks that travel beside the hidden states. No model has code of its own here.
 """
 
+from penstock.models.hugging_face.directory import Directory, from_directory
+from penstock.models.hugging_face.files import meta_model
 from penstock.models.hugging_face.front_end import from_hugging_face, is_hugging_face
 from penstock.models.hugging_face.loss import causal_lm_loss, token_count
 
-__all__ = ["causal_lm_loss", "from_hugging_face", "is_hugging_face", "token_count"]
+__all__ = [
+    "Directory",
+    "causal_lm_loss",
+    "from_directory",
+    "from_hugging_face",
+    "is_hugging_face",
+    "meta_model",
+    "token_count",
+]

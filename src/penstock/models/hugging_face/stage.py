@@ -7,7 +7,7 @@ import inspect
 import textwrap
 import threading
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import cache
 from typing import Any
 
@@ -22,6 +22,12 @@ HIDDEN = "hidden_states"
 
 _CALL = {"use_cache": False}
 """A training forward keeps no cache: it would tie layers of different stages together."""
+
+
+_OUTSIDE = -1
+"""Keys what the model's forward draws between its parts, such as a dropout on the sum of two embeddings.
+
+Every stage runs that forward from its start, so that these numbers come in one order on all of them."""
 
 
 class _Reached(Exception):  # no error: the model's forward has come to the next stage's part
@@ -179,7 +185,8 @@ class HuggingFaceStage(nn.Module):
         self._shell.training = self.training
         self._running = True
         try:
-            output = self._shell(**call, **_CALL)
+            with nullcontext() if self.surrounding is None else self.surrounding(_OUTSIDE):
+                output = self._shell(**call, **_CALL)
         except _Reached as reached:
             return {HIDDEN: reached.hidden, **travels}
         finally:

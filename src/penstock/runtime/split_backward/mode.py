@@ -85,7 +85,7 @@ def _detached(tape: Tape, weights: Weights, call: Operands) -> Operands:
     """Returns the operands as the op computes with them: weights without gradients, in autocast's precision."""
     input, weight, bias, options = call
     device = input.device.type
-    if weights.rule.autocasts and torch.is_autocast_enabled(device) and input.is_floating_point():
+    if weights.rule.autocasts and device != "meta" and torch.is_autocast_enabled(device) and input.is_floating_point():
         dtype = torch.get_autocast_dtype(device)
         if input.dtype != torch.float64:
             cast = tape.cast(weights.weight, dtype)

@@ -1,0 +1,228 @@
+"""The checkpoint of a Pipeline in a loop of one's own: save, load, and a Saver that writes while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+from torch.optim import Optimizer
+
+from penstock.checkpoint.background import Writing
+from penstock.checkpoint.host_copy import HostCopy
+from penstock.checkpoint.manifest import read_manifest
+from penstock.checkpoint.names import config_of
+from penstock.checkpoint.pipeline_state import Restoration, Stateful, held, shard_of
+from penstock.checkpoint.ranks import Ranks, ranks_of
+from penstock.checkpoint.shard import Shard
+from penstock.checkpoint.write import Label, Report, attempt, check_keep, clear, finish, prepare, write_own
+from penstock.errors import CheckpointError
+from penstock.runtime import Pipeline
+
+Optimizers = Optimizer | Sequence[Optimizer] | None
+Schedulers = Any | Sequence[Any] | None
+"""Learning rate schedulers: objects with `state_dict`, `load_state_dict` and, where there are several, `optimizer`."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a checkpoint says beside its tensors.
+
+    Attributes:
+        step: its number.
+        extra: what was given to `save`.
+    """
+
+    step: int
+    extra: dict[str, Any]
+
+
+def save(  # noqa: PLR0913  # each argument is one thing that a checkpoint holds
+    root: str | Path,
+    pipe: Pipeline,
+    *,
+    optimizer: Optimizers = None,
+    scheduler: Schedulers = None,
+    state: Mapping[str, Stateful] | None = None,
+    step: int | None = None,
+    extra: Mapping[str, Any] | None = None,
+    keep: int | None = None,
+) -> Path:
+    """Returns the directory of a checkpoint that all ranks have written, under `root`. Every rank calls it.
+
+    Args:
+        root: directory that holds the run's checkpoints, on a file system that all ranks share.
+        pipe: its parameters and buffers are saved, and the optimizers inside an asynchronous schedule.
+        optimizer: of the loop, one or several; any whose state is tensors and numbers.
+        scheduler: its learning rate scheduler; with several optimizers at most one each.
+        state: other objects with `state_dict` and `load_state_dict`, by name: a data loader, a `LossScaler`.
+        step: number of the checkpoint; None takes `pipe.steps_done`.
+        extra: plain JSON values to keep; rank 0's are written.
+        keep: newest checkpoints that stay, this one included; older ones are deleted. None keeps all.
+
+    Raises:
+        CheckpointError: any rank failed; the same message on every rank. Earlier checkpoints are intact.
+    """
+    job = _Job(Path(root), pipe, keep)
+    shard, problem = job.collected(optimizer=optimizer, scheduler=scheduler, state=state)
+    label = job.label(step, extra)
+    ranks = job.ranks
+    file = prepare(job.root, label.step, rank=ranks.rank, exchange=ranks.exchange, error=problem)
+    written = attempt(ranks.rank, partial(write_own, file, shard))
+    finish(file, written, label, rank=ranks.rank, exchange=ranks.exchange)
+    if ranks.rank == 0:
+        clear(job.root, file.parent, keep=keep)
+    return file.parent
+
+
+def load(
+    path: str | Path,
+    pipe: Pipeline,
+    *,
+    optimizer: Optimizers = None,
+    scheduler: Schedulers = None,
+    state: Mapping[str, Stateful] | None = None,
+) -> Loaded:
+    """Returns step and `extra` of a checkpoint, having put everything asked for in place. Every rank calls it.
+
+    It may have been saved by another number of ranks, replicas or chunks, or under another schedule. What is not given
+    is not loaded. Random generators are set where the layout is the same. `pipe.steps_done` goes on from where it was.
+
+    Args:
+        path: one checkpoint; `latest` finds the newest.
+        pipe: as for `save`.
+        optimizer: likewise; state and the settings of parameter groups are replaced, by the parameters' names.
+        scheduler: likewise.
+        state: likewise.
+
+    Raises:
+        CheckpointError: it is damaged, of another model, or lacks something; the same message on every rank, before
+            anything is changed.
+    """
+    ranks = ranks_of(pipe)
+    problem, manifest, restoration = "", None, None
+    try:
+        own = held(pipe, optimizer=optimizer, scheduler=scheduler, state=state)
+        manifest = read_manifest(Path(path))
+        restoration = Restoration(Path(path), manifest, own, ranks)
+    except CheckpointError as error:
+        problem = str(error)
+    except Exception as error:  # the other ranks must hear of it, whatever it is
+        problem = f"rank {ranks.rank} cannot load {path}: {type(error).__name__}: {error}"
+    problems = [msgspec.json.decode(reply, type=str) for reply in ranks.exchange(msgspec.json.encode(problem))]
+    if manifest is None or restoration is None or any(problems):
+        raise CheckpointError(next(text for text in problems if text))
+    restoration.apply()
+    return Loaded(manifest.step, manifest.extra)
+
+
+class Saver:
+    """Saves checkpoints of one pipeline while training goes on.
+
+        with checkpoint.Saver("runs/mine", pipe, keep=2) as saver:
+            for step, (inputs, targets) in enumerate(batches, start=1):
+                pipe.step(inputs, targets)
+                optimizer.step()
+                optimizer.zero_grad()
+                if step % 100 == 0:
+                    saver.save(optimizer=optimizer)
+
+    `save` copies the state to host memory, which it keeps for the next time, and returns; a thread writes. What goes
+    wrong there is raised by the next `save` or `wait`, on every rank. Leaving the `with` block waits.
+
+    Args:
+        root: as for `save`.
+        pipe: likewise.
+        keep: likewise.
+        timeout_seconds: deadline of the waits for a thread that writes.
+    """
+
+    def __init__(
+        self, root: str | Path, pipe: Pipeline, *, keep: int | None = None, timeout_seconds: float = 600.0
+    ) -> None:
+        self._job = _Job(Path(root), pipe, keep)
+        self._timeout_seconds = timeout_seconds
+        self._copy = HostCopy()
+        self._writing: Writing | None = None
+
+    def save(
+        self,
+        *,
+        optimizer: Optimizers = None,
+        scheduler: Schedulers = None,
+        state: Mapping[str, Stateful] | None = None,
+        step: int | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Returns the directory where the checkpoint will be. Every rank calls it.
+
+        Waits for the one before, if it is still being written. Arguments as for the function `save`.
+
+        Raises:
+            CheckpointError: the one before was not saved, or this one cannot be; the same message on every rank.
+        """
+        self.wait()
+        job = self._job
+        shard, problem = job.collected(optimizer=optimizer, scheduler=scheduler, state=state)
+        label = job.label(step, extra)
+        copies, ready = self._copy.take(shard.tensors)
+        file = prepare(job.root, label.step, rank=job.ranks.rank, exchange=job.ranks.exchange, error=problem)
+        self._writing = Writing(
+            file,
+            replace(shard, tensors=copies),
+            label,
+            ranks=job.ranks,
+            keep=job.keep,
+            ready=ready,
+            timeout_seconds=self._timeout_seconds,
+        )
+        return file.parent
+
+    def wait(self) -> None:
+        """Waits until the last checkpoint is complete. Every rank calls it.
+
+        Raises:
+            CheckpointError: it was not saved; the same message on every rank.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.finish()
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:  # else the other ranks may not come; the thread ends by itself
+            self.wait()
+
+
+class _Job:
+    """A pipeline and where its checkpoints go."""
+
+    def __init__(self, root: Path, pipe: Pipeline, keep: int | None) -> None:
+        check_keep(keep)
+        self.root, self.keep = root, keep
+        self.ranks: Ranks = ranks_of(pipe)
+        self._pipe = pipe
+
+    def collected(self, *, optimizer: Optimizers, scheduler: Schedulers, state: Any) -> tuple[Shard, str]:
+        """Returns what this rank saves, or an empty shard and why it cannot."""
+        found: list[Shard] = []
+
+        def collect() -> Report:
+            found.append(shard_of(held(self._pipe, optimizer=optimizer, scheduler=scheduler, state=state), self.ranks))
+            return Report()
+
+        problem = attempt(self.ranks.rank, collect).error
+        return (found[0] if found else Shard({})), problem
+
+    def label(self, step: int | None, extra: Mapping[str, Any] | None) -> Label:
+        done = self._pipe.steps_done
+        number = done if step is None else step
+        return Label(number, dict(extra or {}), self.ranks.layout, done, config_of(self._pipe))

@@ -1,0 +1,166 @@
+"""`penstock plan`: how to train a model on these devices, the fastest way first, and why."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from penstock.cli.options import OutputFile, parse
+from penstock.cli.outputs import PictureOptions, say_written, write_timelines
+from penstock.errors import UserError
+from penstock.partition import LayerCosts
+from penstock.planner import Limits, MeasuredLayers, Planned, load_fleet, plan_to_json, plan_training
+from penstock.view.plans import plan_table, plans_html
+from penstock.view.units import size_unit, time_unit
+
+_REFUSED_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class PlanOptions(PictureOptions):
+    """Find how to train a model on a cluster: degrees, schedule, microbatches, ZeRO level, recomputation, partition.
+
+    Every combination is estimated by closed forms, the most promising are timed op by op with their partition and
+    memory, and the fastest that fit are listed, each with why it stands before the next.
+    """
+
+    model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL", help_behavior_hint="")]
+    """A model's config.json, a directory with one, or a profile of its layers."""
+    cluster: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CLUSTER", help_behavior_hint="")]
+    """A TOML or JSON file of devices, hosts and network; docs/plan.md describes it."""
+    global_batch: int
+    """Sequences of a step."""
+    sequence: int
+    """Tokens of each."""
+    tensor: tuple[int, ...] = ()
+    """Tensor degrees to try; none: those that divide the model, up to the devices of a host."""
+    pipeline: tuple[int, ...] = ()
+    """Numbers of pipeline ranks to try; none: all that use the devices."""
+    schedules: tuple[str, ...] = ()
+    """Schedules to try; none: all that plans are made of."""
+    microbatch_sizes: tuple[int, ...] = ()
+    """Sequences a microbatch to try; none: powers of two."""
+    sharding: tuple[int, ...] = (0, 1, 2, 3)
+    """ZeRO levels to try."""
+    recompute: Literal["as needed", "never", "always"] = "as needed"
+    """Layers that run their forward again: the fewest that fit, none, or all."""
+    keep: int = 10
+    """How many plans are listed."""
+    out: OutputFile = None
+    """Save the best plan there, as JSON; `penstock train --plan` takes it."""
+    json: OutputFile = None
+    """Save all that was found there, as JSON."""
+
+    def limits(self) -> Limits:
+        """Returns what plans may be made of.
+
+        Raises:
+            UserError: an unknown schedule, or numbers out of range.
+        """
+        return Limits(
+            tensor=self.tensor or None,
+            pipeline=self.pipeline or None,
+            microbatch_sizes=self.microbatch_sizes or None,
+            sharding=self.sharding,
+            recompute=self.recompute,
+            schedules=self.schedules or Limits.schedules,
+        )
+
+
+def run(argv: list[str]) -> int:
+    """Plans as `argv` asks for; returns the exit code."""
+    options = parse(PlanOptions, argv, command="plan")
+    options.pictures()
+    found = plan_training(
+        _model(options.model),
+        load_fleet(options.cluster),
+        global_batch=options.global_batch,
+        sequence=options.sequence,
+        limits=options.limits(),
+        keep=options.keep,
+    )
+    console = Console()
+    _report(console, found)
+    if options.out is not None:
+        _write(options.out, plan_to_json(found.plans[0]))
+        say_written(console, options.out)
+    if options.json is not None:
+        _write(options.json, _as_json(found))
+        say_written(console, options.json)
+    if options.png or options.svg or options.html:
+        timelines = {found.plans[0].name: found.timeline()}
+        above = plans_html(found.plans, found.refused, found.notes)
+        write_timelines(console, timelines, options, above=above)
+    return 0
+
+
+def _model(path: Path) -> object:
+    from penstock.profiler.costs import layer_costs
+    from penstock.profiler.files import is_profile, load_profile
+
+    path = path / "config.json" if path.is_dir() else path
+    if is_profile(path):
+        profile = load_profile(path)
+        return MeasuredLayers(layer_costs(profile), profile.microbatch_size)
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}; name a config.json or a profile") from None
+    if not isinstance(given, dict):
+        raise UserError(f"{path}: holds no object; name a config.json or a profile")
+    if isinstance(given.get("forward"), list):
+        try:
+            return LayerCosts(**given)
+        except TypeError as error:
+            raise UserError(f"{path}: {error}; a profile has the fields of LayerCosts") from None
+    return given
+
+
+def _report(console: Console, found: Planned) -> None:
+    best = found.plans[0]
+    step, memory = time_unit(best.forecast.step_seconds), size_unit(max(best.forecast.memory_limits))
+    console.print(plan_table(found.plans))
+    lines = {
+        "best": best.name,
+        "why": best.reason,
+        "speed": f"{best.forecast.tokens_per_second:,.0f} tokens/s on {best.devices} devices",
+        "step": ", ".join(f"{part} {step.text(taken)}" for part, taken in best.forecast.seconds.items() if taken > 0),
+        "partition": " ".join(map(str, best.partition)),
+        "memory": " ".join(memory.number(held) for held in best.forecast.memory_bytes)
+        + f" of {memory.text(min(best.forecast.memory_limits))}",
+        "search": f"{found.considered} combinations estimated, {found.timed} timed",
+    }
+    for label, value in lines.items():
+        console.print(f"{label:<10} {value}", highlight=False, soft_wrap=True, markup=False)
+    for note in found.notes:
+        console.print(f"{'note':<10} {note}", highlight=False, soft_wrap=True, markup=False)
+    for one in found.refused[:_REFUSED_SHOWN]:
+        text = f"tensor {one.tensor} × pipeline {one.pipeline}: {one.reason}"
+        console.print(f"{'no room':<10} {text}", highlight=False, soft_wrap=True, markup=False)
+    if len(found.refused) > _REFUSED_SHOWN:
+        console.print(f"{'':<10} and {len(found.refused) - _REFUSED_SHOWN} more; --json has all", highlight=False)
+
+
+def _as_json(found: Planned) -> str:
+    tree = {
+        "format": "penstock.plans",
+        "version": 1,
+        "plans": [asdict(plan) for plan in found.plans],
+        "refused": [asdict(one) for one in found.refused],
+        "notes": found.notes,
+        "considered": found.considered,
+        "timed": found.timed,
+    }
+    return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None

@@ -1,0 +1,79 @@
+"""What the runtime itself takes, found on layers that do next to nothing."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from penstock.profiler.values import HostCosts
+from penstock.profiler.workbench import Workbench, full_round
+from penstock.runtime.loopback import LoopbackTransport, run_ranks
+from penstock.runtime.pipeline import Pipeline
+from penstock.runtime.stage_work import boundary_of
+from penstock.runtime.transport import Transport
+from penstock.schedules import gpipe, interleaved_1f1b
+
+_STEPS = 24
+_CHUNKS, _MICROBATCHES = 4, 8
+
+
+class Scale(nn.Module):
+    """Next to nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns x times a parameter."""
+        return x * self.factor
+
+
+def host_costs(transport: Transport | None) -> HostCosts:
+    """Returns what an op and a step take beside their work; with several ranks every rank calls it.
+
+    Args:
+        transport: between the ranks; None for one rank alone.
+    """
+    op_seconds = run_ranks(_op_seconds, 1)[0]
+    step_seconds = _step_seconds(transport) if transport is not None else run_ranks(_step_seconds, 1)[0]
+    return HostCosts(max(0.0, op_seconds), max(0.0, step_seconds))
+
+
+def _op_seconds(transport: LoopbackTransport) -> float:
+    """Returns what the engine takes for an op that neither sends nor receives, beside the stage's work."""
+    layers = nn.Sequential(*(Scale() for _ in range(_CHUNKS)))
+    schedule = interleaved_1f1b(1, _MICROBATCHES, num_chunks=_CHUNKS)
+    pipe = Pipeline(layers, _loss, transport=transport, schedule=schedule)
+    inputs = torch.zeros(_MICROBATCHES, 1)
+    bench = Workbench(layers[1], boundary_of(torch.zeros(1, 1, requires_grad=True)))  # type: ignore[arg-type]
+    each, alone = [], []
+    for step in range(_STEPS):
+        pipe.step(inputs, inputs)
+        (timeline,) = pipe.trace(1)
+        taken = full_round(bench, time.perf_counter)
+        if step >= _STEPS // 4:
+            each.append(timeline.makespan / len(timeline.spans))
+            alone.append((taken["forward"] + taken["backward"]) / 2)
+    return median(each) - median(alone)
+
+
+def _step_seconds(transport: Transport) -> float:
+    """Returns what a step takes from call to return, beside its program."""
+    layers = nn.Sequential(*(Scale() for _ in range(transport.num_ranks)))
+    pipe = Pipeline(layers, _loss, transport=transport, schedule=gpipe(transport.num_ranks, 2))
+    inputs = torch.zeros(2, 1)
+    taken = []
+    for _ in range(_STEPS):
+        begin = time.perf_counter()
+        pipe.step(inputs, inputs)
+        taken.append(time.perf_counter() - begin)
+    kept = _STEPS * 3 // 4
+    return median(taken[-kept:]) - median(timeline.makespan for timeline in pipe.trace(kept))
+
+
+def _loss(output: Tensor, target: Tensor) -> Tensor:
+    return output.sum()

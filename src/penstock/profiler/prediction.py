@@ -1,0 +1,145 @@
+"""What a step takes and holds, from a profile alone, before anything runs."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from penstock.cluster import Cluster
+from penstock.costs import StageCosts
+from penstock.errors import check_type
+from penstock.ir.ops import OpKind
+from penstock.ir.placement import Placement
+from penstock.ir.program import Program
+from penstock.ir.schedule import Schedule
+from penstock.lowering import lower
+from penstock.partition import Partition
+from penstock.profiler.costs import Parts, ProfiledStage, cluster_of, parts_of, stage_costs, stages_of
+from penstock.profiler.values import Profile
+from penstock.simulator import simulate
+from penstock.timeline import Timeline
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A step as it is expected.
+
+    Attributes:
+        seconds: from the call of `step` to its return.
+        timeline: of its program.
+        peak_bytes: the most bytes each rank holds: parameters, gradients, buffers, activations, and what ops take while
+            they run. The batch and the optimizer's state are the caller's.
+        costs: of the stages, what the timeline was simulated with.
+        cluster: likewise.
+        parts: what the seconds in `costs` are made of.
+        step_seconds: of `seconds`, what is outside the program.
+    """
+
+    seconds: float
+    timeline: Timeline
+    peak_bytes: tuple[float, ...]
+    costs: StageCosts
+    cluster: Cluster
+    parts: Parts
+    step_seconds: float
+
+
+def predict(
+    profile: Profile,
+    schedule: Schedule | Program,
+    *,
+    partition: Partition | Sequence[int] | None = None,
+    recompute: Sequence[bool] = (),
+) -> Prediction:
+    """Returns what a step of the profiled model takes under `schedule`.
+
+    Args:
+        profile: of the model, on the microbatch that will be run.
+        schedule: its order, or its program.
+        partition: layers of each stage; None for equal numbers.
+        recompute: of each layer, whether its forward runs again; empty: of none.
+
+    Raises:
+        UserError: a partition of other layers, or choices for another number of them.
+    """
+    check_type("profile", profile, Profile, example="what penstock.profile returns")
+    check_type("schedule", schedule, Schedule, Program, example="e.g. penstock.gpipe(2, 4)")
+    program = lower(schedule) if isinstance(schedule, Schedule) else schedule
+    if partition is None:
+        cut = Partition.uniform(profile.num_layers, program.schedule.num_stages)
+    else:
+        cut = partition if isinstance(partition, Partition) else Partition.of_sizes(partition)
+    stages = stages_of(profile, program, cut, recompute)
+    parts = parts_of(profile, program, stages)
+    costs = stage_costs(parts, program, stages)
+    cluster = cluster_of(profile, program.num_ranks)
+    timeline = simulate(program, costs, cluster)
+    return Prediction(
+        timeline.makespan + profile.host.step_seconds,
+        timeline,
+        tuple(_peak(timeline, rank, program.schedule.placement, stages) for rank in range(program.num_ranks)),
+        costs,
+        cluster,
+        parts,
+        profile.host.step_seconds,
+    )
+
+
+def _beyond(stage: ProfiledStage) -> Mapping[OpKind, float]:
+    """Returns what each op holds at most while it runs, beyond what the timeline's memory counts for it."""
+    kept = stage.kept()
+    before = [0, *accumulate(kept)]
+    forward = max(held + layer.forward_peak_bytes for held, layer in zip(before, stage.layers, strict=False))
+    return {
+        OpKind.F: max(0, forward - before[-1]),
+        OpKind.B: _backward_peak(stage, kept),
+        OpKind.I: _backward_peak(
+            stage, [max(0, held - later) for held, later in zip(kept, stage.deferred(), strict=True)]
+        ),
+        OpKind.W: max(layer.gradient_bytes for layer in stage.layers),
+    }
+
+
+def _backward_peak(stage: ProfiledStage, freed: Sequence[int]) -> float:
+    """Returns the most that a backward holds beyond what the forward has kept, layer by layer from the last."""
+    most = gone = passing = 0
+    for layer, free, twice in zip(reversed(stage.layers), reversed(freed), reversed(stage.again), strict=True):
+        peak = layer.recompute_peak_bytes if twice else layer.backward_peak_bytes
+        most = max(most, peak + passing - gone)
+        gone += free
+        passing = layer.input_bytes  # the gradient that the layer before is given
+    return most
+
+
+def _peak(timeline: Timeline, rank: int, placement: Placement, stages: Sequence[ProfiledStage]) -> float:
+    """Returns the most bytes of a rank: what the curve holds, and beyond it what the op under way takes.
+
+    The curve counts gradients throughout. In truth a stage has none before its first backward.
+    """
+    curve = timeline.memory[rank] if timeline.memory else ((0.0, 0.0),)
+    times = [at for at, _ in curve]
+    beyond = {stage: _beyond(stages[stage]) for stage in placement.held(rank)}
+    missing = {stage: _gradient_bytes(stages[stage]) for stage in beyond}
+    most = 0.0
+    for span in timeline.by_rank[rank]:
+        if span.op.kind in (OpKind.B, OpKind.I):
+            missing.pop(span.op.stage, None)
+        held = curve[max(0, bisect_right(times, span.start) - 1)][1] - sum(missing.values())
+        most = max(most, held + beyond[span.op.stage].get(span.op.kind, 0))
+    return max(most, curve[-1][1] + _reduction_bytes(rank, placement, stages))
+
+
+def _gradient_bytes(stage: ProfiledStage) -> int:
+    return sum(layer.gradient_bytes for layer in stage.layers)
+
+
+def _reduction_bytes(rank: int, placement: Placement, stages: Sequence[ProfiledStage]) -> int:
+    """Returns what a rank holds of shared gradients at the end: its copy, the other owners', and one sum at a time."""
+    sizes = {
+        stage: (len(placement.owners(stage)), _gradient_bytes(stages[stage]))
+        for stage in placement.held(rank)
+        if len(placement.owners(stage)) > 1
+    }
+    return sum(owners * size for owners, size in sizes.values()) + max((size for _, size in sizes.values()), default=0)

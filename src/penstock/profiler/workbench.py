@@ -1,0 +1,204 @@
+"""One stage on the workbench: it runs by the runtime's own StageWork, on one microbatch again and again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from penstock.models import Stage
+from penstock.runtime.stage_work import Boundary, LossFunction, StageWork, backward_in_one_thread, boundary_of
+
+Clock = Callable[[], float]
+
+
+def clock_of(device: torch.device) -> Clock:
+    """Returns a clock in seconds that has waited for what runs on `device`."""
+    if device.type == "cpu":
+        return time.perf_counter
+
+    def now() -> float:
+        torch.accelerator.synchronize(device)
+        return time.perf_counter()
+
+    return now
+
+
+@contextmanager
+def borrowed(stage: nn.Module, device: torch.device | None = None) -> Iterator[None]:
+    """Lets a stage run without a trace: other parameters on the same memory, copies of its buffers, then all put back.
+
+    So the model's gradients, hooks and statistics stay as they are, and no weight is copied.
+
+    Args:
+        stage: any module.
+        device: the meta device, to run without computing; None: where it is.
+    """
+    twins: dict[int, Any] = {}
+    tables = [(module, dict(module._parameters), dict(module._buffers)) for module in stage.modules()]
+    try:
+        with torch.random.fork_rng():
+            for module, parameters, buffers in tables:
+                for name, parameter in parameters.items():
+                    module._parameters[name] = None if parameter is None else _twin(parameter, twins, device)
+                for name, buffer in buffers.items():
+                    module._buffers[name] = None if buffer is None else buffer.to(device or buffer.device, copy=True)
+            yield
+    finally:
+        for module, parameters, buffers in tables:
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+
+
+def _twin(parameter: nn.Parameter, twins: dict[int, Any], device: torch.device | None) -> nn.Parameter:
+    if id(parameter) not in twins:
+        twins[id(parameter)] = nn.Parameter(
+            parameter.detach().to(device or parameter.device), requires_grad=parameter.requires_grad
+        )
+    twin: nn.Parameter = twins[id(parameter)]
+    return twin
+
+
+class _Again(nn.Module):
+    """A stage that keeps its input alone and runs once more in its backward."""
+
+    def __init__(self, stage: nn.Module) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def forward(self, value: Any) -> Any:
+        return checkpoint(self.stage, value, use_reentrant=False, preserve_rng_state=False)
+
+
+class Workbench:
+    """One stage with a microbatch to work on.
+
+    Args:
+        stage: borrowed.
+        given: what enters; its tensors are leaves.
+        inputs: the microbatch, where this is the first stage; else None.
+        loss: (function, targets) where this is the last stage and the model is trained.
+        recompute: run the forward once more in the backward.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        given: Boundary,
+        *,
+        inputs: Any = None,
+        loss: tuple[LossFunction, Any] | None = None,
+        recompute: bool = False,
+    ) -> None:
+        module: Any = _Again(stage) if recompute else stage
+        self.stage = stage
+        self.given, self._inputs, self._loss = given, inputs, loss
+        self.work = StageWork(module, loss_fn=loss[0] if loss else None)
+        self._known: Any = None
+        self._starts: tuple[Tensor, ...] = ()
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether what F gives is a loss."""
+        return self._loss is not None
+
+    def forward(self, *, split: bool) -> tuple[Tensor, ...]:
+        """Runs F; returns what the backward starts from."""
+        work = self.work
+        leaves: tuple[Tensor, ...] = ()
+        if self._inputs is not None:
+            output = work.forward(self._inputs, split=split)
+        else:
+            leaves, output = work.forward_from(self.given, training=True, split=split)
+        if self._loss:
+            kept: tuple[Tensor, ...] = (work.loss(output, self._loss[1]),)
+        else:
+            boundary = boundary_of(output, known=self._known)
+            self._known, kept = boundary.spec, boundary.tensors
+        work.keep(0, leaves, kept)
+        return kept
+
+    def starts(self, kept: Sequence[Tensor]) -> list[Tensor]:
+        """Returns gradients to start a backward from, the same ones each time."""
+        if not self._starts:
+            self._starts = tuple(torch.full_like(each, 1e-3) for each in kept if each.requires_grad)
+        return list(self._starts)
+
+    def clear(self) -> None:
+        """Drops gradients and what is in flight."""
+        for parameter in self.stage.parameters():
+            parameter.grad = None
+        self.work.forget()
+
+
+class Moments:
+    """Times of several things, each of which happens some times."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._last = 0.0
+        self._taken: dict[str, list[float]] = {}
+
+    def begin(self) -> None:
+        """Starts the clock."""
+        self._last = self._clock()
+
+    def note(self, name: str) -> None:
+        """Counts the time since the last moment under `name`."""
+        now = self._clock()
+        self._taken.setdefault(name, []).append(now - self._last)
+        self._last = now
+
+    def medians(self) -> dict[str, float]:
+        """Returns the median of what was noted under each name."""
+        return {name: median(seconds) for name, seconds in self._taken.items()}
+
+
+_MICROBATCHES = 3
+"""Of a round: one whose gradients are the first, and some that add to them."""
+
+
+def full_round(bench: Workbench, clock: Clock, *, prefix: str = "") -> dict[str, float]:
+    """Returns the seconds of F and B, and of the first B, over a round of microbatches."""
+    moments = Moments(clock)
+    bench.clear()
+    for microbatch in range(_MICROBATCHES):
+        moments.begin()
+        kept = bench.forward(split=False)
+        moments.note(f"{prefix}forward")
+        starts = bench.starts(kept)
+        del kept
+        moments.begin()
+        grads = bench.work.backward(0, starts)
+        moments.note(f"{prefix}backward" if microbatch else f"{prefix}first_backward")
+        del grads
+    bench.clear()
+    return moments.medians()
+
+
+def split_round(bench: Workbench, clock: Clock, *, prefix: str = "") -> dict[str, float]:
+    """Returns the seconds of F, I and W, and of the first W, over a round of microbatches."""
+    moments = Moments(clock)
+    bench.clear()
+    with backward_in_one_thread(True):
+        for microbatch in range(_MICROBATCHES):
+            moments.begin()
+            kept = bench.forward(split=True)
+            moments.note(f"{prefix}split_forward")
+            starts = bench.starts(kept)
+            del kept
+            moments.begin()
+            grads = bench.work.input_grads(0, starts)
+            moments.note(f"{prefix}input_grad")
+            bench.work.weight_grads(0)
+            moments.note(f"{prefix}weight_grad" if microbatch else f"{prefix}first_weight_grad")
+            del grads
+    bench.work.finish()
+    bench.clear()
+    return moments.medians()
