@@ -45,6 +45,7 @@ class Cluster:
         devices: one a rank.
         levels: `(ranks per group, link)` from the innermost out: `((8, nvlink), (64, infiniband))`. The
             first level whose groups hold both ranks gives the link; the last level serves all others.
+        host: the link between a device and its host's memory, which serves both ways in turn.
         overlap: whether ranks compute while they send. Without it a rank stands still from a send until its message
             has arrived, and gathers parameters as it computes: one thing at a time.
         pairs: `[source][target]`, where links follow no groups: these count then and levels do not.
@@ -56,6 +57,7 @@ class Cluster:
     devices: tuple[Device, ...]
     levels: tuple[tuple[int, Link], ...]
     overlap: bool = True
+    host: Link = Link()
     pairs: tuple[tuple[Link, ...], ...] = ()
 
     def __post_init__(self) -> None:
@@ -89,7 +91,9 @@ class Cluster:
         return Cluster((Device(),) * num_ranks, ((num_ranks, Link(latency_seconds, bytes_per_second)),))
 
     def link(self, source: int, target: int) -> Link:
-        """Returns the link from rank `source` to rank `target`."""
+        """Returns the link from rank `source` to rank `target`; to itself, that to its host's memory."""
+        if source == target:
+            return self.host
         if self.pairs:
             return self.pairs[source][target]
         for size, link in self.levels:

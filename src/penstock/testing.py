@@ -135,7 +135,7 @@ def check_against_reference(  # noqa: PLR0913  # as above
     num_ranks: int,
     num_microbatches: int,
     schedule: str | Path | Schedule = "one_f_one_b",
-    partition: Partition | Sequence[int] | None = None,
+    partition: Partition | Sequence[int] | Sequence[str] | None = None,
     weight_fn: WeightFunction | None = None,
     seed: int | None = None,
 ) -> ReferenceCheck:

@@ -142,9 +142,11 @@ def _peaks_with_copies(rows: tuple[tuple[Span, ...], ...], copies: list[Transmis
     for rank, row in enumerate(rows):
         steps[rank] += ((span.start, +1) for span in row if span.op.kind == OpKind.F)
         steps[rank] += ((span.end, -1) for span in row if span.op.kind in (OpKind.B, OpKind.I))
-    for (source, target, _), _, start, end in copies:
-        steps[source].append((end, -1))
-        steps[target].append((start, +1))
+    for (source, target, kind), _, start, end in copies:
+        if source != target or kind == OpKind.OFFLOAD:
+            steps[source].append((end, -1))
+        if source != target or kind == OpKind.RELOAD:  # the host's memory is nobody's device
+            steps[target].append((start, +1))
     # At equal times what leaves comes first: it made room for what arrives.
     return tuple(max(accumulate((step for _, step in sorted(each)), initial=0)) for each in steps)
 

@@ -118,3 +118,12 @@ def test_a_checkpoint_of_version_1_loads(saved: Path) -> None:
     (saved / "rank-1.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"rank-1\.safetensors has changed since it was saved: it has SHA-256"):
         over_ranks(SETUP, load, seed=2)
+
+
+def test_a_path_that_is_not_one_checkpoint_is_told_from_one_that_is(saved: Path) -> None:
+    with pytest.raises(CheckpointError, match="path is None; latest"):
+        over_ranks(SETUP, lambda rank: rank.load(latest(saved / "nowhere")))  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=f"load one of them, e.g. {saved}"):
+        over_ranks(SETUP, lambda rank: rank.load(saved.parent))
+    with pytest.raises(CheckpointError, match="does not exist; check the path"):
+        over_ranks(SETUP, lambda rank: rank.load(saved / "no"))

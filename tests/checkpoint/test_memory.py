@@ -18,7 +18,7 @@ import penstock as ps
 from penstock import checkpoint
 from penstock.checkpoint import optimizer_state, pipeline_state
 
-LAYERS, WIDTH = 12, 1000
+LAYERS, WIDTH = 12, 700
 torch.set_num_threads(1)
 
 def anonymous():
@@ -61,6 +61,4 @@ def test_loading_holds_no_second_copy(tmp_path: Path) -> None:
     model, before, highest, after = json.loads(ended.stdout)
     moments = 2 * model
     assert after - before > 0.9 * moments or highest - before > 0.9 * moments, "the moments are new"
-    assert highest - before < moments + 0.25 * model, (
-        "48 MB of weights and 96 MB of moments, and no more than the moments"
-    )
+    assert highest - before < moments + 0.25 * model, "no more than the moments is new"

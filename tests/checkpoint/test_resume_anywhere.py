@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import SGD, Adafactor, AdamW, Optimizer, lr_scheduler
 
 import penstock as ps
+from penstock.errors import CheckpointError
 
 Parameters = dict[str, nn.Parameter]
 
@@ -197,3 +198,35 @@ def test_what_was_tied_loads_where_it_is_not(tmp_path: Path) -> None:
     path, expected = saved_then_unbroken(tmp_path, Setup(4, "gpipe", model=tied), before=0, after=0)
     found = resumed(path, Setup(2, "gpipe"), before=0, after=0)
     assert_same(found, expected)
+
+
+def test_what_does_not_fit_is_refused_with_what_would(tmp_path: Path) -> None:
+    path, _ = saved_then_unbroken(tmp_path, Setup(2, "gpipe", make=momentum), after=0)
+
+    def refused(setup: Setup) -> str:
+        with pytest.raises(CheckpointError) as caught:
+            resumed(path, setup, after=0)
+        return str(caught.value)
+
+    assert "was saved with the optimizer SGD and this is AdamW; resume with SGD" in refused(Setup(make=adamw))
+    own = SCHEDULERS["lambda"]
+    assert "no scheduler state; load without scheduler=" in refused(Setup(make=momentum, schedulers=own))
+    wide = Setup(model=lambda _: nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(8))))
+    assert "is float64 [6, 6] in" in refused(wide)
+    longer = Setup(model=lambda seed: nn.Sequential(*eight(seed), nn.Sequential(nn.Linear(6, 6).double())))
+    assert 'lacks 2 of 18 tensors: "model/8.0.weight"' in refused(longer)
+    bare, _ = saved_then_unbroken(tmp_path / "bare", Setup(), after=0)
+    with pytest.raises(CheckpointError, match="no optimizer settings for"):
+        resumed(bare, Setup(make=momentum), after=0)
+
+    def grouped_otherwise(parameters: Parameters) -> Sequence[Optimizer]:
+        return [AdamW(parameters.values(), lr=0.1)]
+
+    path, _ = saved_then_unbroken(tmp_path / "groups", Setup(make=adamw), after=0)
+    assert "are in one parameter group and were saved with different settings" in refused(Setup(make=grouped_otherwise))
+    doubled = Setup(make=lambda parameters: [*momentum(parameters), *momentum(parameters)])
+    with pytest.raises(CheckpointError, match=r'"0\.0\.weight" is in two optimizers'):
+        saved_then_unbroken(tmp_path / "doubled", doubled, before=0, after=0)
+    foreign = Setup(make=lambda _: [SGD(nn.Linear(2, 2).parameters(), lr=0.1)])
+    with pytest.raises(CheckpointError, match="2 of the optimizer's 2 parameters are not this pipeline's"):
+        saved_then_unbroken(tmp_path / "foreign", foreign, before=0, after=0)

@@ -16,11 +16,12 @@ from torch import Tensor
 
 import penstock as ps
 from penstock.errors import CheckpointError, HandshakeError, ModelError
-from penstock.models.hugging_face import causal_lm_loss, files
+from penstock.models.hugging_face import causal_lm_loss, files, meta_model
+from penstock.models.hugging_face.plan import CANNOT
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from tests.models.tiny import LENGTH, VOCABULARY, tiny
+    from tests.models.tiny import LENGTH, VOCABULARY, WITHOUT_PLAN, model_types, tiny
     from transformers import AutoModelForCausalLM
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -72,6 +73,35 @@ def test_transformers_opens_what_a_pipeline_has_trained(tmp_path: Path, model_ty
         "config.json", "generation_config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
         "model.safetensors.index.json", "tokenizer.json",
     ]  # fmt: skip
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("model_type", sorted({*WITHOUT_PLAN, *model_types(planned=True)} - set(CANNOT)))
+def test_every_class_is_drawn_read_and_written_as_transformers_does_it(tmp_path: Path, model_type: str):
+    """Fresh numbers alike in two layouts; a directory of transformers' read; one that is written opened again."""
+    model = saved(tmp_path / "before", model_type)
+    expected = model(input_ids=ids(), use_cache=False).logits
+
+    def drawn(transport: Any) -> dict[str, Tensor]:
+        meta = meta_model(model.config)
+        return ps.Pipeline(meta, transport=transport, num_microbatches=2, seed=1).state_dict()
+
+    (whole,) = ps.run_ranks(drawn, 1)
+    assert whole.keys() == model.state_dict().keys()
+    for own in ps.run_ranks(drawn, 3):
+        for name, value in own.items():
+            assert torch.equal(value, whole[name]), name
+
+    def through(transport: Any) -> Tensor:
+        pipe = pipeline(tmp_path / "before", transport)
+        pipe.save_pretrained(tmp_path / "after")
+        return pipe.forward(ids(), broadcast=True)
+
+    torch.testing.assert_close(ps.run_ranks(through, 3)[0], expected, rtol=1e-5, atol=1e-6)
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "after").state_dict()
+    assert opened.keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert torch.equal(opened[name], value), name
 
 
 def test_what_is_written_in_one_layout_is_read_in_another_bit_for_bit(tmp_path: Path):

@@ -40,12 +40,17 @@ def test_an_activation_that_is_reloaded_before_its_backward_is_accepted() -> Non
         (",OFFLOAD1", "", "rank 0 position 4: 0RELOAD1 reloads what has not been offloaded"),
         (",OFFLOAD1", ",OFFLOAD2", "rank 0 position 2: 0OFFLOAD2 offloads what is not there"),
         ("RELOAD1 B1", "RELOAD1 B1,OFFLOAD0", "rank 0 position 7: 0OFFLOAD0 offloads what is not there"),
-        (" keepers=1,0", "", "rank 0 position 2: 0OFFLOAD1 has no rank to keep the activations; name another rank"),
-        ("keepers=1,0", "keepers=0,1", "rank 0 position 2: 0OFFLOAD1 has no rank to keep the activations"),
+        (" keepers=1,0", "", "rank 0 position 2: 0OFFLOAD1 has nowhere to put the activations; name in keepers"),
     ],
 )
 def test_what_is_offloaded_wrongly_is_refused_with_its_place(old: str, new: str, said: str) -> None:
     assert refusal(parse_grid(OFFLOADS.replace(old, new))).startswith(said)
+
+
+def test_a_rank_that_keeps_its_own_activations_keeps_them_in_its_hosts_memory() -> None:
+    proof = verify(parse_grid(OFFLOADS.replace("keepers=1,0", "keepers=0,1")))
+    assert proof.peak_guests == (0, 0)
+    assert proof.peak_activations == (2, 1)
 
 
 def test_an_activation_is_offloaded_once() -> None:

@@ -35,9 +35,9 @@ def committed(root: Path) -> list[Path]:
     return [path for path in _step_directories(root) if (path / MANIFEST).is_file()]
 
 
-def latest(root: Path) -> Path | None:
+def latest(root: str | Path) -> Path | None:
     """Returns the committed checkpoint with the highest step, or None."""
-    return max(committed(root), key=_step_of, default=None)
+    return max(committed(Path(root)), key=_step_of, default=None)
 
 
 def next_generation(directory: Path) -> int:

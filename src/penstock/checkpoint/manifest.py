@@ -124,12 +124,13 @@ def model_signature(tensors: Mapping[str, TensorEntry]) -> str:
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: str | Path) -> Manifest:
     """Returns the manifest of the checkpoint directory `path`, its files present and of the right size.
 
     Raises:
         CheckpointError: No checkpoint, another program's, a newer version's, or damaged; names the file.
     """
+    path = Path(path)
     file = path / MANIFEST
     content = _read(file, checkpoint=path)
     try:

@@ -19,13 +19,13 @@ MODEL = "model/"
 """What the names of parameters and buffers begin with; optimizer states: `optimizer/STATE/NAME`."""
 
 
-def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
+def read_tensors(path: str | Path, names: Iterable[str]) -> dict[str, Tensor]:
     """Returns the named tensors of the checkpoint directory `path`, on the CPU, in memory of their own.
 
     Raises:
         CheckpointError: A name is not in the checkpoint, or a tensor is damaged.
     """
-    wanted = list(names)
+    path, wanted = Path(path), list(names)
     manifest = read_manifest(path)
     verify_tensors(path, manifest, wanted)
     return {name: tensor.clone() for name, tensor in mapped_tensors(path, manifest, wanted).items()}
@@ -39,8 +39,7 @@ def verify_tensors(path: Path, manifest: Manifest, names: Iterable[str]) -> None
         here = [name for name in wanted if name in file.tensors]
         if here:
             with open_shard(path / file.name, file) as shard:
-                for name in here:
-                    shard.checked(name)
+                shard.check(here)
 
 
 def mapped_tensors(path: Path, manifest: Manifest, names: Iterable[str]) -> dict[str, Tensor]:

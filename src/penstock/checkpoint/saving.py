@@ -13,6 +13,7 @@ import msgspec
 from torch.optim import Optimizer
 
 from penstock.checkpoint.background import Writing
+from penstock.checkpoint.directory import latest
 from penstock.checkpoint.host_copy import HostCopy
 from penstock.checkpoint.manifest import read_manifest
 from penstock.checkpoint.names import config_of
@@ -80,7 +81,7 @@ def save(  # noqa: PLR0913  # each argument is one thing that a checkpoint holds
 
 
 def load(
-    path: str | Path,
+    path: str | Path | None,
     pipe: Pipeline,
     *,
     optimizer: Optimizers = None,
@@ -93,7 +94,7 @@ def load(
     is not loaded. Random generators are set where the layout is the same. `pipe.steps_done` goes on from where it was.
 
     Args:
-        path: one checkpoint; `latest` finds the newest.
+        path: one checkpoint; `latest(root)` finds the newest.
         pipe: as for `save`.
         optimizer: likewise; state and the settings of parameter groups are replaced, by the parameters' names.
         scheduler: likewise.
@@ -107,8 +108,8 @@ def load(
     problem, manifest, restoration = "", None, None
     try:
         own = held(pipe, optimizer=optimizer, scheduler=scheduler, state=state)
-        manifest = read_manifest(Path(path))
-        restoration = Restoration(Path(path), manifest, own, ranks)
+        manifest = read_manifest(_one(path))
+        restoration = Restoration(_one(path), manifest, own, ranks)
     except CheckpointError as error:
         problem = str(error)
     except Exception as error:  # the other ranks must hear of it, whatever it is
@@ -118,6 +119,18 @@ def load(
         raise CheckpointError(next(text for text in problems if text))
     restoration.apply()
     return Loaded(manifest.step, manifest.extra)
+
+
+def _one(path: str | Path | None) -> Path:
+    """Returns the path of one checkpoint; refuses none, and a directory with several."""
+    if path is None:
+        raise CheckpointError(
+            "there is no checkpoint to load, path is None; latest(root) gives None where root has none"
+        )
+    newest = latest(path)
+    if newest is not None:
+        raise CheckpointError(f"{path} holds checkpoints and is none itself; load one of them, e.g. {newest}")
+    return Path(path)
 
 
 class Saver:

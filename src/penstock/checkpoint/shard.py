@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ from penstock.checkpoint.manifest import OptimizerRecord, ShardFile, TensorEntry
 from penstock.errors import CheckpointError
 
 _LENGTH_BYTES = 8
+_HASHING_THREADS = 4
+"""A processor without instructions for SHA-256 hashes 0.2 GB a second, one with them 2 GB; both read faster."""
 _METADATA = {"format": "pt"}
 """Readers of Hugging Face directories ask for it."""
 
@@ -100,20 +103,18 @@ class ShardReader:
         tensor: Tensor = self._file.get_tensor(name)  # type: ignore[no-untyped-call]
         return tensor
 
-    def checked(self, name: str) -> Tensor:
-        """Returns what `mapped` does.
-
-        Raises:
-            CheckpointError: It is not what was saved; names file and tensor.
-        """
-        tensor, saved = self.mapped(name), self._entry.tensors[name].sha256
-        found = digest(tensor) if saved else ""
-        if found != saved:
-            raise CheckpointError(
-                f'{self._path} has changed since it was saved: "{name}" has SHA-256 {found[:12]}… instead of '
-                f"{saved[:12]}…; use another checkpoint"
-            )
-        return tensor
+    def check(self, names: Sequence[str]) -> None:
+        """Raises CheckpointError, naming file and tensor, unless all of them are what was saved."""
+        own = {name: self._entry.tensors[name].sha256 for name in names}
+        tensors = [self.mapped(name) for name, saved in own.items() if saved]
+        with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+            digests = pool.map(digest, tensors)
+            for (name, saved), found in zip(((n, s) for n, s in own.items() if s), digests, strict=True):
+                if found != saved:
+                    raise CheckpointError(
+                        f'{self._path} has changed since it was saved: "{name}" has SHA-256 {found[:12]}… instead of '
+                        f"{saved[:12]}…; use another checkpoint"
+                    )
 
 
 def digest(tensor: Tensor) -> str:

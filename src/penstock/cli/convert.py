@@ -50,7 +50,6 @@ def _converted(options: Convert) -> Path:
     import torch
 
     from penstock.checkpoint.convert import is_checkpoint, opened, to_checkpoint, to_file
-    from penstock.checkpoint.hugging_face import from_hugging_face, to_hugging_face
 
     dtype = getattr(torch, options.dtype) if options.dtype else None
     source, target = options.source, options.target
@@ -59,9 +58,13 @@ def _converted(options: Convert) -> Path:
             raise CheckpointError(
                 f"{source} is no checkpoint; a Hugging Face directory becomes a checkpoint, e.g. DST=out"
             )
+        from penstock.checkpoint.hugging_face import from_hugging_face
+
         return from_hugging_face(source, target, num_files=options.files, dtype=dtype)
     found = opened(source)
     if options.hugging_face:
+        from penstock.checkpoint.hugging_face import to_hugging_face
+
         to_hugging_face(found, target, file_bytes=int(options.file_gib * _GIB), dtype=dtype, like=options.like)
         return target
     if target.suffix == ".safetensors":

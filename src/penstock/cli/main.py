@@ -24,6 +24,7 @@ COMMANDS = {
     "optimize": "search for the best order under given costs and memory, with a lower bound",
     "partition": "lay layers onto stages so that a step takes least time, and say why",
     "plan": "say how to train a model on a cluster: degrees, schedule, partition, and why",
+    "check": "run a model unsplit and split on the same batch, and compare every gradient",
     "train": "train a language model through a pipeline of processes",
     "convert": "turn a checkpoint into other files, or a Hugging Face directory, and back",
     "trace": "say how large the bubble of a training run was, and why",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -49,6 +50,8 @@ class PlanOptions(PictureOptions):
     """ZeRO levels to try."""
     recompute: Literal["as needed", "never", "always"] = "as needed"
     """Layers that run their forward again: the fewest that fit, none, or all."""
+    overlap: bool = True
+    """Copies exchange gradients and parameters while they compute; with --no-overlap they stand still for it."""
     keep: int = 10
     """How many plans are listed."""
     out: OutputFile = None
@@ -68,6 +71,7 @@ class PlanOptions(PictureOptions):
             microbatch_sizes=self.microbatch_sizes or None,
             sharding=self.sharding,
             recompute=self.recompute,
+            overlap=self.overlap,
             schedules=self.schedules or Limits.schedules,
         )
 
@@ -123,16 +127,19 @@ def _model(path: Path) -> object:
 
 def _report(console: Console, found: Planned) -> None:
     best = found.plans[0]
-    step, memory = time_unit(best.forecast.step_seconds), size_unit(max(best.forecast.memory_limits))
+    step, memory = time_unit(best.forecast.step_seconds), size_unit(max(best.forecast.memory_bytes))
+    spent = {
+        part: seconds for part, seconds in best.forecast.seconds.items() if seconds > 1e-6 * best.forecast.step_seconds
+    }
+    held = [memory.number(number) for number in best.forecast.memory_bytes]
     console.print(plan_table(found.plans))
     lines = {
         "best": best.name,
         "why": best.reason,
         "speed": f"{best.forecast.tokens_per_second:,.0f} tokens/s on {best.devices} devices",
-        "step": ", ".join(f"{part} {step.text(taken)}" for part, taken in best.forecast.seconds.items() if taken > 0),
-        "partition": " ".join(map(str, best.partition)),
-        "memory": " ".join(memory.number(held) for held in best.forecast.memory_bytes)
-        + f" of {memory.text(min(best.forecast.memory_limits))}",
+        "step": ", ".join(f"{part} {step.text(seconds)}" for part, seconds in spent.items()),
+        "partition": _in_runs(list(map(str, best.partition))),
+        "memory": f"{_in_runs(held)} of {memory.text(min(best.forecast.memory_limits))}",
         "search": f"{found.considered} combinations estimated, {found.timed} timed",
     }
     for label, value in lines.items():
@@ -144,6 +151,12 @@ def _report(console: Console, found: Planned) -> None:
         console.print(f"{'no room':<10} {text}", highlight=False, soft_wrap=True, markup=False)
     if len(found.refused) > _REFUSED_SHOWN:
         console.print(f"{'':<10} and {len(found.refused) - _REFUSED_SHOWN} more; --json has all", highlight=False)
+
+
+def _in_runs(words: list[str]) -> str:
+    """Returns the words, repeated ones once with their number."""
+    runs = ((word, sum(1 for _ in run)) for word, run in groupby(words))
+    return ", ".join(word if count == 1 else f"{word} ×{count}" for word, count in runs)
 
 
 def _as_json(found: Planned) -> str:

@@ -42,7 +42,8 @@ class Schedule:
         weight_rule: which weights a backward uses.
         overlapped: per rank the positions i, sorted, of a forward and a backward that run as one pair: op i and op
             i + 1. Empty: none anywhere.
-        keepers: per rank the rank that keeps the activations it offloads. Empty: nothing is offloaded.
+        keepers: per rank the rank that keeps the activations it offloads; its own number stands for its host's memory.
+            Empty: nothing is offloaded.
 
     Raises:
         ScheduleError: sizes that contradict each other, an op that only lowering may add, or a pair that is not one

@@ -37,7 +37,7 @@ def with_guests(schedule: Schedule, ranks: tuple[tuple[Instruction, ...], ...]) 
     for _, guest, position, op in sorted(_moves(schedule, starts)):
         keeper = schedule.keepers[guest]
         if keeper == guest:
-            continue  # the verifier refuses it
+            continue  # the host's memory takes no part
         at = _first_from(schedule, starts, keeper, starts[guest][position])
         if op.kind == OpKind.OFFLOAD:
             hosts[keeper].setdefault(at, []).append(op._replace(kind=OpKind.HOST))

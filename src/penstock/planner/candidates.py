@@ -15,6 +15,8 @@ from penstock.planner.layout import Degrees
 RecomputeRule = Literal["as needed", "never", "always"]
 _MOST_SEQUENCES = 64
 """In a microbatch."""
+_WAITING = 0.5
+"""Share of the microbatches in flight that wait for W at the fullest moment, where I and W are apart."""
 _WASTED = 0.06
 """Share of the devices that a degree which does not divide their number may leave idle."""
 
@@ -33,6 +35,7 @@ class Limits:
         outermost: what is outermost on the devices.
         recompute: whether layers run their forward again: the fewest that bring each rank within its memory, none, or
             all.
+        overlap: whether copies exchange gradients and parameters while they compute, or stand still.
 
     Raises:
         UserError: an unknown schedule, or numbers out of range.
@@ -46,6 +49,7 @@ class Limits:
     sharding: tuple[int, ...] = (0, 1, 2, 3)
     outermost: tuple[Literal["pipeline", "data"], ...] = ("pipeline", "data")
     recompute: RecomputeRule = "as needed"
+    overlap: bool = True
 
     def __post_init__(self) -> None:
         for name in self.schedules:
@@ -132,8 +136,13 @@ def _degrees(costing: Costing, limits: Limits) -> Iterator[Degrees]:
             data = next((copies for copies in range(most, 0, -1) if costing.global_batch % copies == 0), 0)
             idle = 1 - data * tensor * pipeline / num_devices
             if data and (idle <= _WASTED or limits.pipeline is not None or num_devices % (tensor * pipeline) == 0):
-                for outermost in limits.outermost if data > 1 and pipeline > 1 else limits.outermost[:1]:
-                    yield Degrees(data, tensor, pipeline, outermost)
+                yield from _unlike(costing, [Degrees(data, tensor, pipeline, one) for one in limits.outermost])
+
+
+def _unlike(costing: Costing, every: list[Degrees]) -> list[Degrees]:
+    """Returns the degrees without those that lie on the same links as others."""
+    links = {(costing.layout(one).classes, costing.layout(one).boundaries): one for one in reversed(every)}
+    return list(reversed(links.values()))
 
 
 def _pipelines(costing: Costing, most: int) -> list[int]:
@@ -173,7 +182,8 @@ def _estimated(costing: Costing, candidate: Candidate, rule: RecomputeRule) -> E
     live = family.live(sizes)
     kept = mean.activation + (mean.deferred if family.splits else 0) / max(live, 1)
     excess = mean.static + live * kept - mean.limit
-    saved = live * (mean.activation - mean.again)
+    # What waits for W cannot be made again: recomputation saves nothing of it.
+    saved = live * (mean.activation - max(mean.again, mean.deferred * _WAITING if family.splits else 0))
     share = (
         0.0 if rule == "never" else 1.0 if rule == "always" else min(max(excess / saved, 0), 1) if saved > 0 else 0.0
     )

@@ -52,11 +52,13 @@ class Costing:
         work: of the model.
         fleet: the devices.
         global_batch: sequences a step.
+        overlap: whether copies exchange gradients and parameters while they compute.
     """
 
     work: ModelWork
     fleet: Fleet
     global_batch: int
+    overlap: bool = True
 
     def fits_model(self, degrees: Degrees) -> bool:
         """Whether there are layers enough."""
@@ -83,7 +85,9 @@ class Costing:
         tables = [self.table(size, degrees.tensor, kind, one.tensor_link) for kind in one.kinds]
         slowest = max(tables, key=lambda table: table.seconds.sum())
         bandwidth = min(self.fleet.kinds[kind].memory_bytes_per_second for kind in one.kinds)
-        return _shared(slowest, one.ring, sharding=sharding, copies=degrees.data, bandwidth=bandwidth)
+        return _shared(
+            slowest, one.ring, sharding=sharding, copies=degrees.data, bandwidth=bandwidth, overlap=self.overlap
+        )
 
     def table(self, size: int, tensor: int, kind: int, link: Link) -> LayerTable:
         """Returns what the layers take on one kind of device."""
@@ -133,34 +137,43 @@ class _Known(NamedTuple):
     means: dict[tuple[Degrees, int, int], MeanRank]
 
 
-def _shared(layers: LayerTable, ring: Ring, *, sharding: int, copies: int, bandwidth: float) -> RankTable:
+def fixed_bytes(layers: LayerTable, *, sharding: int, copies: int) -> Floats:
+    """Returns the bytes of each layer whatever is in flight, if copies share what this ZeRO level says."""
+    shared = [copies if sharding >= level else 1 for level in (1, 2, 3)]
+    return layers.optimizer / shared[0] + layers.gradient / shared[1] + layers.parameter / shared[2]
+
+
+def _shared(
+    layers: LayerTable, ring: Ring, *, sharding: int, copies: int, bandwidth: float, overlap: bool
+) -> RankTable:
     """Returns the table with what a ZeRO level adds and saves.
 
     Level 0 sums whole gradients over the copies: scattered and gathered. From level 1 on each copy updates its part of
     the parameters, which are gathered in place of gradients. At level 2 gradients are scattered after each microbatch,
-    at level 3 parameters are gathered before each F and each backward. Both run beside the multiplications: what is
-    longer counts.
+    at level 3 parameters are gathered before each F and each backward.
+
+    With `overlap` gradients travel beside the backward that makes them, and parameters beside the forward before the
+    one that needs them: what is longer counts. What travels once a step does so beside a single microbatch.
     """
-    parts = {name: (copies if sharding >= level else 1) for name, level in _LEVELS.items()}
-    fixed = layers.parameter / parts["parameter"] + layers.gradient / parts["gradient"]
-    fixed = fixed + layers.optimizer / parts["optimizer"]
-    updated = _UPDATES * (layers.parameter + layers.gradient + layers.optimizer) / parts["optimizer"] / bandwidth
+    fixed = fixed_bytes(layers, sharding=sharding, copies=copies)
+    stepped = (layers.parameter + layers.gradient + layers.optimizer) / (copies if sharding else 1)
+    updated = _UPDATES * stepped / bandwidth
     gathered = np.zeros_like(layers.seconds)
     if copies == 1:
         return RankTable(layers, gathered, fixed, updated)
-    scatter = ring.seconds(layers.gradient)
-    gather = ring.seconds(layers.parameter)
-    once = {0: 2 * scatter, 1: scatter + gather, 2: gather, 3: np.zeros_like(gather)}[sharding]
-    forward, backward = layers.seconds[0], layers.seconds[1] + layers.seconds[2]
+    scatter, gather = ring.seconds(layers.gradient), ring.seconds(layers.parameter)
+    forward, backward = (layers.seconds[0], layers.seconds[1] + layers.seconds[2]) if overlap else (0.0, 0.0)
     if sharding == 3:
         gathered[0] = np.maximum(gather - forward, 0)
         gathered[1] = np.maximum(gather + scatter - backward, 0)
-    elif sharding == 2:
+        return RankTable(layers, gathered, fixed, updated)
+    if sharding == 2:
         gathered[1] = np.maximum(scatter - backward, 0)
-    return RankTable(layers, gathered, fixed, updated + once)
+    after_backward = {0: 2 * scatter, 1: scatter, 2: np.zeros_like(scatter)}[sharding]
+    before_forward = gather * (sharding > 0)
+    ending = updated + np.maximum(after_backward - backward, 0) + np.maximum(before_forward - forward, 0)
+    return RankTable(layers, gathered, fixed, ending)
 
 
-_LEVELS = {"optimizer": 1, "gradient": 2, "parameter": 3}
-"""What is shared among the copies -> from which ZeRO level on."""
 _UPDATES = 2
 """How often the optimizer passes through the memory of what it reads and writes."""

@@ -180,7 +180,8 @@ class _Share:
     def held(self, stages: Stages) -> Floats:
         """Returns the most bytes that each rank holds."""
         moving = [one.most(stages.activation, stages.deferred) for one in self.order.moments]
-        return np.bincount(self.order.ranks, stages.fixed, minlength=len(moving)) + moving
+        most: Floats = np.bincount(self.order.ranks, stages.fixed, minlength=len(moving)) + np.array(moving)
+        return most
 
     def chosen(self, held: Floats, limits: tuple[float, ...]) -> Choices:
         """Returns the fewest layers that, run again, bring each rank within its limit; all, where none do."""

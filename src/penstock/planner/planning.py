@@ -93,7 +93,7 @@ def plan_training(
     limits = limits or Limits()
     state = state or StateBytes()
     work = _work(model, sequence, state)
-    costing = Costing(work, fleet, global_batch)
+    costing = Costing(work, fleet, global_batch, limits.overlap)
     found = search(costing, limits, keep=keep)
     large = layer_too_large(costing, tensor_degrees(costing, limits), max(limits.sharding, default=0))
     if not found.fitting:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from penstock.cluster import Link
 from penstock.planner.candidates import RecomputeRule
-from penstock.planner.costing import Costing
+from penstock.planner.costing import Costing, fixed_bytes
 from penstock.planner.evaluation import Evaluation, Parts
-from penstock.planner.layout import Degrees
 from penstock.planner.plan import Plan
 
 _WORDS = {
@@ -54,7 +54,7 @@ def too_large(plan: Evaluation, rule: RecomputeRule) -> str:
     one = plan.candidate
     again = {"as needed": ", all its layers run again", "always": ", all layers run again", "never": ""}[rule]
     return (
-        f"rank {rank} takes {_gigabytes(plan.memory[rank])} and has {_gigabytes(plan.limits[rank])}: it lacks "
+        f"rank {rank} takes {_text_of(plan.memory[rank])} and has {_text_of(plan.limits[rank])}: it lacks "
         f"{lacks[rank]:.0f} bytes, even with {one.schedule}, ZeRO {one.sharding} over {one.degrees.data} copies, "
         f"microbatches of {one.size}{again}"
     )
@@ -78,7 +78,7 @@ def layer_too_large(costing: Costing, degrees: list[int], most_sharding: int) ->
         way = f"tensor degree {fitting} would fit"
     return (
         f"{name} alone is too large for a device at tensor degree {lowest}: with one sequence it takes "
-        f"{_gigabytes(held)} and a device has {_gigabytes(room)}; {way}"
+        f"{_text_of(held)} and a device has {_text_of(room)}; {way}"
     )
 
 
@@ -86,16 +86,15 @@ def _largest_layer(costing: Costing, tensor: int, sharding: int) -> tuple[int, f
     """Returns the layer that takes most, and its bytes, alone on a device with one sequence in flight."""
     copies = max(costing.fleet.num_devices // tensor, 1)
     copies = next(count for count in range(copies, 0, -1) if costing.global_batch % count == 0)
-    (table, *_) = costing.classes(Degrees(copies, tensor, 1), 1, sharding if copies > 1 else 0)
-    layers = table.layers
-    held = table.fixed + layers.activation + 2 * layers.boundary
-    if sharding == 3 and copies > 1:
-        held = held + layers.parameter + layers.gradient
-    elif sharding == 2 and copies > 1:
-        held = held + layers.gradient
+    layers = costing.table(1, tensor, 0, Link())
+    held = fixed_bytes(layers, sharding=sharding, copies=copies) + layers.activation + 2 * layers.boundary
+    if copies > 1 and sharding >= 2:
+        # What is shared otherwise is there whole while the layer computes.
+        held = held + layers.gradient + (layers.parameter if sharding == 3 else 0)
     layer = int(held.argmax())
     return layer, float(held[layer])
 
 
-def _gigabytes(num_bytes: float) -> str:
-    return f"{num_bytes / 2**30:.1f} GiB"
+def _text_of(num_bytes: float) -> str:
+    power, name = (30, "GiB") if num_bytes >= 2**30 else (20, "MiB")
+    return f"{num_bytes / 2**power:.4g} {name}"

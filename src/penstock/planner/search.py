@@ -20,7 +20,7 @@ from penstock.planner.costing import Costing
 from penstock.planner.evaluation import Evaluation, evaluate
 from penstock.planner.orders import order_of
 
-_OPS = 700_000
+_OPS = 800_000
 """Ops of schedules made and timed in search of the fastest, about 3 µs each."""
 _LONGEST = 150_000
 """Ops of one schedule."""
@@ -42,6 +42,7 @@ class Found:
         fitting: plans within their memory, fastest first.
         too_large: (tensor, pipeline) -> the evaluation that lacks least.
         undefined: reasons of schedules that are not defined at sizes that were tried.
+        best: of what fits, seconds by all but the sharding and what is outermost.
         considered: candidates with an estimate.
         timed: candidates with an order.
         skipped: candidates that were promising, and their order too long to make.
@@ -51,8 +52,14 @@ class Found:
     too_large: dict[tuple[int, int], Evaluation] = field(default_factory=dict)
     undefined: dict[str, str] = field(default_factory=dict)
     considered: int = 0
+    best: dict[tuple[object, ...], float] = field(default_factory=dict)
     timed: int = 0
     skipped: int = 0
+
+    @property
+    def fastest(self) -> float:
+        """Seconds of the fastest."""
+        return min(self.best.values(), default=np.inf)
 
 
 def search(costing: Costing, limits: Limits, *, keep: int) -> Found:
@@ -61,12 +68,13 @@ def search(costing: Costing, limits: Limits, *, keep: int) -> Found:
     every = sorted(estimates(costing, limits), key=lambda one: (one.seconds, one.candidate))
     found.considered = len(every)
     orders: set[tuple[str, int, int, int]] = set()
-    spent, worst = 0.0, np.inf
+    spent = 0.0
     for estimated in every:
         candidate = estimated.candidate
         if found.timed >= _MOST or (spent > _OPS and found.fitting):
             break
-        if not _may_fit(costing, estimated) or estimated.seconds > 1.5 * worst:
+        known = found.best.get(_layout_of(candidate), np.inf)
+        if not _may_fit(costing, estimated) or estimated.seconds > min(1.5 * found.fastest, known):
             continue
         shape = (candidate.schedule, candidate.degrees.pipeline, candidate.microbatches, candidate.chunks)
         if shape not in orders and candidate.num_ops > _LONGEST:
@@ -77,7 +85,7 @@ def search(costing: Costing, limits: Limits, *, keep: int) -> Found:
         best = _best_cuts(costing, candidate, limits, found)
         if best is not None and best.lacking <= 0:
             found.fitting.append(best)
-            worst = min(worst, best.seconds)
+            found.best[_layout_of(candidate)] = min(best.seconds, known)
     found.fitting = _distinct(found.fitting)[: 2 * keep]
     found.fitting = [_moved(costing, one, limits) for one in found.fitting]
     found.fitting = _distinct(found.fitting)[:keep]
@@ -93,9 +101,12 @@ def _distinct(plans: Iterable[Evaluation]) -> list[Evaluation]:
     """Returns the plans by their step; of those that differ in the sharding or what is outermost alone the fastest."""
     seen: dict[object, Evaluation] = {}
     for plan in sorted(plans, key=lambda one: (one.seconds, one.candidate)):
-        one = plan.candidate
-        seen.setdefault((one.degrees[:3], one.schedule, one.chunks, one.size), plan)
+        seen.setdefault(_layout_of(plan.candidate), plan)
     return list(seen.values())
+
+
+def _layout_of(one: Candidate) -> tuple[object, ...]:
+    return one.degrees[:3], one.schedule, one.chunks, one.size
 
 
 def _best_cuts(costing: Costing, candidate: Candidate, limits: Limits, found: Found) -> Evaluation | None:

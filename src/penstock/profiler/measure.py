@@ -95,9 +95,10 @@ def _measured(
     )
     if transport is None or transport.num_ranks == 1:
         return found
-    merged = _merged([profile_from_json(text) for text in gather_bytes(transport, profile_to_json(found).encode())])
+    texts = gather_bytes(transport, profile_to_json(found).encode())
     largest = max(layer.output.bytes for layer in layers)
-    return replace(merged, links=_levels(transport, largest=largest, device=device))
+    links = _levels(transport, largest=largest, device=device)
+    return replace(merged([profile_from_json(text) for text in texts]), links=links)
 
 
 def microbatch_size(given: Boundary) -> int:
@@ -147,7 +148,7 @@ def _levels(transport: Transport, *, largest: int, device: torch.device) -> tupl
     )
 
 
-def _merged(profiles: Sequence[Profile]) -> Profile:
+def merged(profiles: Sequence[Profile]) -> Profile:
     """Returns the profile whose times are the medians over ranks."""
     layers = tuple(_merged_layer(rows) for rows in zip(*(each.layers for each in profiles), strict=True))
     host = replace(

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 from penstock.cluster import Cluster
 from penstock.costs import StageCosts
@@ -87,27 +88,45 @@ def predict(
     )
 
 
-def _beyond(stage: ProfiledStage) -> Mapping[OpKind, float]:
-    """Returns what each op holds at most while it runs, beyond what the timeline's memory counts for it."""
+class _Beyond(NamedTuple):
+    """What each op holds at most while it runs, beyond what the timeline's memory counts for it.
+
+    Attributes:
+        usual: by kind of op.
+        first: of a stage's first backward, in which the gradients come to be.
+    """
+
+    usual: Mapping[OpKind, float]
+    first: Mapping[OpKind, float]
+
+
+def _beyond(stage: ProfiledStage) -> _Beyond:
     kept = stage.kept()
     before = [0, *accumulate(kept)]
     forward = max(held + layer.forward_peak_bytes for held, layer in zip(before, stage.layers, strict=False))
-    return {
-        OpKind.F: max(0, forward - before[-1]),
-        OpKind.B: _backward_peak(stage, kept),
-        OpKind.I: _backward_peak(
-            stage, [max(0, held - later) for held, later in zip(kept, stage.deferred(), strict=True)]
-        ),
-        OpKind.W: max(layer.gradient_bytes for layer in stage.layers),
+    freed = {
+        OpKind.B: kept,
+        OpKind.I: [max(0, held - later) for held, later in zip(kept, stage.deferred(), strict=True)],
     }
+    usual = {kind: _backward_peak(stage, each, grads=False) for kind, each in freed.items()}
+    usual[OpKind.F] = max(0, forward - before[-1])
+    usual[OpKind.W] = max(layer.gradient_bytes for layer in stage.layers)
+    return _Beyond(usual, {kind: _backward_peak(stage, each, grads=True) for kind, each in freed.items()})
 
 
-def _backward_peak(stage: ProfiledStage, freed: Sequence[int]) -> float:
-    """Returns the most that a backward holds beyond what the forward has kept, layer by layer from the last."""
-    most = gone = passing = 0
+def _backward_peak(stage: ProfiledStage, freed: Sequence[int], *, grads: bool) -> float:
+    """Returns the most that a backward holds beyond what the forward has kept, layer by layer from the last.
+
+    Args:
+        stage: its layers.
+        freed: what each layer's backward lets go.
+        grads: whether gradients are made, and not there already.
+    """
+    most = gone = passing = made = 0
     for layer, free, twice in zip(reversed(stage.layers), reversed(freed), reversed(stage.again), strict=True):
         peak = layer.recompute_peak_bytes if twice else layer.backward_peak_bytes
-        most = max(most, peak + passing - gone)
+        made += layer.gradient_bytes if grads else 0
+        most = max(most, peak + passing + made - gone)
         gone += free
         passing = layer.input_bytes  # the gradient that the layer before is given
     return most
@@ -124,10 +143,10 @@ def _peak(timeline: Timeline, rank: int, placement: Placement, stages: Sequence[
     missing = {stage: _gradient_bytes(stages[stage]) for stage in beyond}
     most = 0.0
     for span in timeline.by_rank[rank]:
-        if span.op.kind in (OpKind.B, OpKind.I):
-            missing.pop(span.op.stage, None)
+        kind, stage = span.op.kind, span.op.stage
         held = curve[max(0, bisect_right(times, span.start) - 1)][1] - sum(missing.values())
-        most = max(most, held + beyond[span.op.stage].get(span.op.kind, 0))
+        first = kind in (OpKind.B, OpKind.I) and missing.pop(stage, None) is not None
+        most = max(most, held + (beyond[stage].first if first else beyond[stage].usual).get(kind, 0))
     return max(most, curve[-1][1] + _reduction_bytes(rank, placement, stages))
 
 

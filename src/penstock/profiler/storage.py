@@ -31,7 +31,7 @@ class Kept(NamedTuple):
 
 def kept_by(bench: Workbench, device: torch.device) -> Kept:
     """Returns what one microbatch keeps, and the most it takes while it runs."""
-    own = _storages([*bench.stage.parameters(), *bench.stage.buffers()])
+    own = _storages([*bench.stage.parameters(), *bench.stage.buffers(), *bench.batch])
     entering = _storages(bench.given.tensors)
     bench.clear()
     saved: dict[int, int] = {}

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from penstock.models import Stage
@@ -107,6 +108,12 @@ class Workbench:
     def has_loss(self) -> bool:
         """Whether what F gives is a loss."""
         return self._loss is not None
+
+    @property
+    def batch(self) -> list[Tensor]:
+        """The caller's own tensors: the microbatch and its targets, where they are used here."""
+        trees = [self._inputs, self._loss[1] if self._loss else None]
+        return [leaf for leaf in tree_leaves(trees) if isinstance(leaf, Tensor)]
 
     def forward(self, *, split: bool) -> tuple[Tensor, ...]:
         """Runs F; returns what the backward starts from."""

@@ -12,7 +12,16 @@ import torch
 from penstock.errors import BatchError, HandshakeError, UserError
 from penstock.runtime.transport import Transport, gather_bytes, gather_json
 
-CALLS = ("step", "evaluate", "forward", "forward(broadcast=True)", "trace", "clip_grad_norm_", "save_pretrained")
+CALLS = (
+    "step",
+    "evaluate",
+    "forward",
+    "forward(broadcast=True)",
+    "trace",
+    "clip_grad_norm_",
+    "save_pretrained",
+    "sizes",
+)
 _UNKNOWN = -1
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from penstock.errors import CheckpointError, ModelError
 from penstock.models.hugging_face import Directory
@@ -85,6 +84,8 @@ class HuggingFaceFiles(HeldState):
         parameters = {name for work in self._stages.values() for name in _parameter_names(work.module)}
         twice = parameters - self.plan.parameter_stages.keys()
         owned = {name: value for name, value in self.state_dict().items() if name not in twice}
+        from torch.distributed.tensor import DTensor  # takes a third as long to import as torch itself
+
         return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in owned.items()}
 
     def _export(self, directory: Path, state: dict[str, torch.Tensor], beside: Path | None) -> None:

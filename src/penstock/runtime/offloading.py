@@ -8,6 +8,8 @@ storages it lies on. Parameters and buffers, which stay, what entered the stage,
 and the batch itself are left as they are. OFFLOAD lays the storages side by side in one row of bytes and lets go of
 them.
 
+A rank that keeps its own activations keeps them in its host's memory; then nothing is sent.
+
 How long a row is, the keeper is told before it in the first step of a signature, as with boundaries; afterwards both
 ends know, and the keeper posts its receive where the program says.
 """
@@ -27,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 from penstock.errors import ModelError
 from penstock.ir.ops import BACKWARD, Channel, Op, OpKind
 from penstock.ir.program import Program
+from penstock.runtime.host_memory import HostMemory, fill
 from penstock.runtime.stage_work import StageWork
 from penstock.runtime.step_batch import StepBatch
 from penstock.runtime.transport import Pending, Transport
@@ -59,6 +62,7 @@ class _Saved:
         order: address of a storage -> its number, while the forward runs.
         sizes: bytes of each storage.
         row: where they come back to, and what is to be waited for.
+        host: where they are in the host's memory, if there.
     """
 
     storages: list[torch.Tensor] = field(default_factory=list)
@@ -66,6 +70,11 @@ class _Saved:
     sizes: list[int] = field(default_factory=list)
     row: torch.Tensor | None = None
     pending: Pending | None = None
+    host: torch.Tensor | None = None
+
+    def padded(self) -> list[int]:
+        """Returns what each storage takes in a row."""
+        return [-(-size // _ALIGNMENT) * _ALIGNMENT for size in self.sizes]
 
 
 @dataclass
@@ -104,6 +113,7 @@ class Offloading:
         self._known: dict[Key, int] = {}
         self._learned = False
         self._signature = 0
+        self._host_memory = HostMemory(device)
         self._saved: dict[Key, _Saved] = {}
         self._guests: dict[Key, _Guest] = {}
         self._away: list[tuple[Pending, torch.Tensor]] = []
@@ -172,7 +182,7 @@ class Offloading:
         saved = self._saved.get(key)
         if saved is not None and saved.pending is not None and saved.row is not None:
             saved.pending.wait()
-            saved.storages = list(saved.row.split(list(map(_padded, saved.sizes))))
+            saved.storages = list(saved.row.split(saved.padded()))
             saved.pending = saved.row = None
         call()
         self._saved.pop(key, None)
@@ -198,7 +208,14 @@ class Offloading:
 
     def _offload(self, op: Op) -> None:
         saved, key = self._saved[op[1:]], op[1:]
-        length = sum(map(_padded, saved.sizes))
+        channel, sizes = Channel(self._rank, self._schedule.keepers[self._rank], OpKind.OFFLOAD), saved.padded()
+        length = sum(sizes)
+        self._count(-1)
+        if channel.target == self._rank:
+            pending, saved.host = self._host_memory.take(saved.storages, sizes)
+            self._away.append((pending, saved.host))
+            saved.storages.clear()
+            return
         if self._known.setdefault(key, length) != length:
             raise ModelError(
                 f"stage {op.stage} saved {length} bytes of microbatch {op.microbatch} for its backward, before it were "
@@ -206,20 +223,20 @@ class Offloading:
                 "e.g. one_f_one_b"
             )
         row = torch.empty(length, dtype=torch.uint8, device=self._device)
-        for piece, storage in zip(row.split(list(map(_padded, saved.sizes))), saved.storages, strict=True):
-            piece[: len(storage)].copy_(storage)
+        fill(row, saved.storages, sizes)
         saved.storages.clear()
-        channel = Channel(self._rank, self._schedule.keepers[self._rank], OpKind.OFFLOAD)
         if not self._learned:
             self._send(channel, torch.tensor([length], device=self._device), self._away)
         if length:
             self._send(channel, row, self._away)
-        self._count(-1)
 
     def _reload(self, op: Op) -> None:
         saved = self._saved[op[1:]]
-        length = sum(map(_padded, saved.sizes))
-        if length:
+        length = sum(saved.padded())
+        if saved.host is not None:
+            saved.pending, saved.row = self._host_memory.give(saved.host)
+            saved.host = None
+        elif length:
             saved.row = torch.empty(length, dtype=torch.uint8, device=self._device)
             channel = Channel(self._schedule.keepers[self._rank], self._rank, OpKind.RELOAD)
             saved.pending = self._transport.recv(channel, saved.row)
@@ -261,7 +278,9 @@ def offload_channels(program: Program) -> list[Channel]:
     """Returns the channels on which activations travel to their keepers and back."""
     keepers = program.schedule.keepers
     guests = {
-        rank for rank, entries in enumerate(program.ranks) if any(entry.kind == OpKind.OFFLOAD for entry in entries)
+        rank
+        for rank, entries in enumerate(program.ranks)
+        if any(entry.kind == OpKind.OFFLOAD for entry in entries) and keepers[rank] != rank
     }
     channels: Iterable[Channel] = (
         channel
@@ -292,7 +311,3 @@ def _unpack(saved: _Saved, place: torch.Tensor | _Place) -> torch.Tensor:
 
 def _address(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
-
-
-def _padded(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT

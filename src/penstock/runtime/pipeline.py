@@ -29,6 +29,7 @@ from penstock.runtime.feed import Call, Ends, Feed, Reading, WeightFunction
 from penstock.runtime.hugging_face import HuggingFaceFiles
 from penstock.runtime.links import Links
 from penstock.runtime.measured import decode_record, encode_record, measured_timeline
+from penstock.runtime.measuring_stages import measure_stages
 from penstock.runtime.microbatches import BatchRule, BatchRules, even_sizes, ragged_sizes
 from penstock.runtime.offloading import offload_channels
 from penstock.runtime.outputs import broadcast_output, joined
@@ -36,6 +37,7 @@ from penstock.runtime.own_stages import own_stages
 from penstock.runtime.owners import Owners, owner_channels
 from penstock.runtime.plan import RunPlan, make_plan
 from penstock.runtime.recompute import RecomputeChoice, apply_recompute, check_recompute
+from penstock.runtime.stage_sizes import StageSizes
 from penstock.runtime.stage_work import LossFunction, StageWork
 from penstock.runtime.startup import facts_of, ranks_of
 from penstock.runtime.step_batch import StepBatch
@@ -166,7 +168,7 @@ class Pipeline(HuggingFaceFiles):
             raise HandshakeError("no plan")
         self.plan = plan
         self._seed = seed
-        self._summary = summarize(layers, plan)
+        self._summary, self._names = summarize(layers, plan), list(layers.layers)
         self._origin = layers.origin
         self._build(layers, loss_fn, device)
         for stage in self._stages.keys() & recomputed.keys():
@@ -355,8 +357,22 @@ class Pipeline(HuggingFaceFiles):
         return timelines
 
     def summary(self) -> str:
-        """Returns a table of the stages: rank, layers, parameters."""
+        """Returns a table of the stages: rank, layers, parameters; once `sizes` has run, with shares and boundaries."""
         return self._summary
+
+    def sizes(self, inputs: Any = None) -> StageSizes:
+        """Returns what each stage computes, keeps and hands on for one microbatch. Every rank calls it.
+
+        Each stage runs one forward on its own, without a trace in its state.
+
+        Args:
+            inputs: one microbatch, needed where `has_first_stage` is true.
+        """
+        with self._calling("sizes"):
+            agree(self._transport, "sizes", number=self._calls, offer=Offer())
+            found = measure_stages(self._stages, self.plan, self._transport, names=self._names, inputs=inputs)
+        self._summary = "\n".join([self._summary.split("\n", 1)[0], str(found), *filter(None, [self.plan.reason])])
+        return found
 
     def exchange(self, payload: bytes) -> list[bytes]:
         """Returns the payloads of all ranks of this pipeline, by rank. Every rank calls it."""

@@ -10,6 +10,7 @@ from penstock.schedules.gis import gis
 from penstock.schedules.gpipe import gpipe
 from penstock.schedules.interleaved_1f1b import interleaved_1f1b
 from penstock.schedules.naive import naive
+from penstock.schedules.offloaded import offloaded
 from penstock.schedules.one_f_one_b import one_f_one_b
 from penstock.schedules.pipedream import pipedream
 from penstock.schedules.pipedream_2bw import pipedream_2bw
@@ -41,6 +42,7 @@ __all__ = [
     "interleaved_1f1b",
     "naive",
     "named_schedule",
+    "offloaded",
     "one_f_one_b",
     "pipedream",
     "pipedream_2bw",

@@ -68,7 +68,7 @@ def _settled(terms: Terms, rules: Rules) -> Clock:
     best = placed(terms, rules, slack=(0,) * terms.num_ranks)
     while True:
         slack = [best.worst - best.lateness(rank) for rank in range(terms.num_ranks)]
-        again = placed(terms, rules, slack=slack)
+        again = placed(terms, rules, slack=slack, below=best.worst)
         if again.worst >= best.worst:
             return best
         best = again

@@ -36,18 +36,21 @@ class Rules(NamedTuple):
     before_backwards: bool
 
 
-def placed(terms: Terms, rules: Rules, *, slack: Sequence[float]) -> Clock:
-    """Returns the clock on which the scheduler has placed every op.
+def placed(terms: Terms, rules: Rules, *, slack: Sequence[float], below: float = float("inf")) -> Clock:
+    """Returns the clock on which the scheduler has placed every op, or those up to where it was no better than `below`.
 
     Args:
         terms: costs and limits.
         rules: which W are placed before a gap.
         slack: how long each rank may idle in any case, in seconds.
+        below: stop where a rank's idle time and work have come to as much; what is placed later can only add to it.
     """
     clock = Clock(terms)
     _fill(clock)
     _level(clock)
     for _ in range(2 * terms.num_microbatches):
+        if clock.worst >= below:
+            return clock
         for stage in _input_grads(clock):
             whole_only = stage >= terms.num_ranks and not rules.before_backwards
             _put_after_weights(clock, OpKind.I, stage, slack=slack, whole_only=whole_only)

@@ -4,7 +4,7 @@
   and the rings of its receive buffers, as large as the program needs them.
 - From the start of F to the end of B, or of I: activations; from the end of I to that of W: what I keeps.
 - What is offloaded: on the rank that keeps it from the start of the copy there to the end of the copy back, on its own
-  rank to the end of the one and from the start of the other.
+  rank to the end of the one and from the start of the other. The host's memory is not counted.
 - Where replicas share parameters: their shares throughout, and all of a stage's from the start of the gather to the end
   of the op before its RESHARD.
 - Weight versions beside the first: from the start of the S that makes one until the last backward that uses it ends.
@@ -94,9 +94,10 @@ def _change(span: Span, kept: Sequence[float], deferred: Sequence[float]) -> tup
 def _moves(rank: int, copies: Sequence[Transmission], kept: Sequence[float]) -> Iterator[tuple[float, float]]:
     """Yields when offloaded activations leave or reach `rank`, and their bytes."""
     for (source, target, _), op, start, end in copies:
-        if rank == source:
+        to_host, from_host = (source == target and op.kind == kind for kind in (OpKind.OFFLOAD, OpKind.RELOAD))
+        if rank == source and not from_host:
             yield end, -kept[op.stage]
-        if rank == target:
+        if rank == target and not to_host:
             yield start, kept[op.stage]
 
 

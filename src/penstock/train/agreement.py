@@ -13,17 +13,17 @@ from penstock.errors import HandshakeError
 from penstock.runtime import Pipeline
 from penstock.train.config import Config
 
-OWN = ("run.output", "run.port", "data.paths")
-"""What may differ: the same text may lie elsewhere, and rank 0 alone names the output."""
+OWN = ("run.output", "run.port", "data.paths", "model.hf")
+"""What may differ: the same text and model may lie elsewhere, and rank 0 alone names the output."""
 
 
-def check_alike(pipe: Pipeline, config: Config, *, data_digest: str) -> None:
+def check_alike(pipe: Pipeline, config: Config, *, data_digest: str, model_digest: str = "") -> None:
     """Returns if all ranks hold the same configuration and text. Every rank calls it.
 
     Raises:
         HandshakeError: on every rank; names the first rank that differs from rank 0, with both values.
     """
-    own = _settings(config) | {"SHA-256 of the text": data_digest}
+    own = _settings(config) | {"SHA-256 of the text": data_digest, "SHA-256 of model.hf's config.json": model_digest}
     first, *others = [json.loads(facts) for facts in pipe.exchange(json.dumps(own).encode())]
     for rank, facts in enumerate(others, start=1):
         for key in own:

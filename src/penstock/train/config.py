@@ -33,8 +33,11 @@ class PipelineConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of the byte-level GPT."""
+    """The byte-level GPT's sizes, or another model in its place."""
 
+    hf: str = ""
+    """Hugging Face model to train instead: a directory with config.json, and weights and tokenizer.json where it has
+    them, or a file of the form of config.json. Empty trains the byte-level GPT."""
     layers: int = 4
     """Transformer blocks."""
     width: int = 256
@@ -42,7 +45,7 @@ class ModelConfig:
     heads: int = 4
     """Attention heads per block."""
     context: int = 128
-    """Bytes that the model sees at once."""
+    """Bytes, or tokens, that the model sees at once."""
     dropout: float = 0.0
     """Share of features dropped after attention and after the MLP while training."""
 
@@ -140,7 +143,7 @@ class Config:
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     """How the model and the batch are laid over ranks."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """Sizes of the byte-level GPT."""
+    """The byte-level GPT's sizes, or another model in its place."""
     data: DataConfig = field(default_factory=DataConfig)
     """The text to train on."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

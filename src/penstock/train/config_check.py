@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from penstock.errors import ConfigError
-from penstock.train.config import Config
+from penstock.train.config import Config, ModelConfig
 
 
 class _Range(NamedTuple):
@@ -96,7 +96,7 @@ def _batch_divides(config: Config) -> None:
 
 def _partition_covers(config: Config) -> None:
     partition, total = config.pipeline.partition, config.model.layers + 2
-    if isinstance(partition, str):
+    if isinstance(partition, str) or config.model.hf:  # its layers are not known yet
         return
     if partition and (min(partition) < 1 or sum(partition) != total):
         raise ConfigError(
@@ -107,12 +107,24 @@ def _partition_covers(config: Config) -> None:
 
 
 def _recompute_names_layers(config: Config) -> None:
+    if config.model.hf:
+        return
     total = config.model.layers + 2
     foreign = [layer for layer in config.pipeline.recompute if not 0 <= layer < total]
     if foreign:
         raise ConfigError(
             f"pipeline.recompute names layer {foreign[0]} of {total}; use numbers from 0, the embedding, to {total - 1}"
         )
+
+
+def _hf_has_sizes_of_its_own(config: Config) -> None:
+    usual = ModelConfig()
+    for key in ("layers", "width", "heads", "dropout") if config.model.hf else ():
+        if getattr(config.model, key) != getattr(usual, key):
+            raise ConfigError(
+                f"model.{key}={getattr(config.model, key)} is the byte-level GPT's, and model.hf={config.model.hf} has "
+                f"sizes of its own in config.json; leave model.{key} out"
+            )
 
 
 def _betas_in_range(config: Config) -> None:
@@ -135,6 +147,7 @@ _RELATIONS: tuple[Callable[[Config], None], ...] = (
     _batch_divides,
     _partition_covers,
     _recompute_names_layers,
+    _hf_has_sizes_of_its_own,
     _betas_in_range,
     _device_known,
 )

@@ -24,6 +24,8 @@ from penstock.errors import DataError
 from penstock.train.texts import Text, library_texts, user_files
 
 Bytes = npt.NDArray[np.uint8]
+Symbols = npt.NDArray[np.uint8] | npt.NDArray[np.int32]
+"""Bytes, or the numbers of tokens."""
 Batch = tuple[Tensor, Tensor]
 
 
@@ -31,12 +33,14 @@ Batch = tuple[Tensor, Tensor]
 class Corpus:
     """Text to train on and text to judge by."""
 
-    train: Bytes
-    """Bytes to train on."""
-    held_out: Bytes
-    """Bytes that training never sees."""
+    train: Symbols
+    """What to train on."""
+    held_out: Symbols
+    """What training never sees."""
     digest: str
-    """SHA-256 of both: a resumed run compares it."""
+    """SHA-256 of the bytes of both: a resumed run compares it."""
+    unit: str = "byte"
+    """What one symbol is."""
 
 
 def read_corpus(paths: Sequence[str] = (), *, held_out: float) -> Corpus:
@@ -70,13 +74,14 @@ def split(texts: Sequence[Text], *, held_out: float) -> Corpus:
 
 
 def unigram_entropy(corpus: Corpus) -> float:
-    """Returns nats per byte of the held-out text under the *train* text's byte frequencies.
+    """Returns nats per symbol of the held-out text under the *train* text's frequencies.
 
-    It is the loss of a model that knows how often each byte occurs and nothing else. Every count is one
-    higher than seen, so that a byte new to the held-out text costs much, not infinitely much.
+    It is the loss of a model that knows how often each symbol occurs and nothing else. Every count is one
+    higher than seen, so that one new to the held-out text costs much, not infinitely much.
     """
-    train = np.bincount(corpus.train, minlength=256) + 1.0
-    held_out = np.bincount(corpus.held_out, minlength=256)
+    symbols = max(256, int(corpus.train.max(initial=0)) + 1, int(corpus.held_out.max(initial=0)) + 1)
+    train = np.bincount(corpus.train, minlength=symbols) + 1.0
+    held_out = np.bincount(corpus.held_out, minlength=symbols)
     return float(-(held_out * np.log(train / train.sum())).sum() / held_out.sum())
 
 
@@ -89,9 +94,9 @@ def batch(corpus: Corpus, *, step: int, batch_size: int, context: int, seed: int
     windows = len(corpus.train) // context - 1
     if windows < batch_size:
         raise DataError(
-            f"{len(corpus.train)} bytes of training text hold {max(windows, 0)} windows of "
+            f"{len(corpus.train)} {corpus.unit}s of training text hold {max(windows, 0)} windows of "
             f"context={context}, fewer than batch_size={batch_size}; "
-            f"give at least {(batch_size + 1) * context} bytes, or lower either number"
+            f"give at least {(batch_size + 1) * context} {corpus.unit}s, or lower either number"
         )
     epoch, position = divmod(step, windows // batch_size)
     order, offset = _epoch(seed, epoch, windows, context)
@@ -110,8 +115,8 @@ def held_out_batches(corpus: Corpus, *, batches: int, batch_size: int, context: 
     windows = (len(corpus.held_out) - 1) // context
     if windows < 1:
         raise DataError(
-            f"{len(corpus.held_out)} bytes of held-out text are fewer than one window of {context + 1} "
-            "bytes; raise data.held_out, give more text, or lower model.context"
+            f"{len(corpus.held_out)} {corpus.unit}s of held-out text are fewer than one window of {context + 1} "
+            f"{corpus.unit}s; raise data.held_out, give more text, or lower model.context"
         )
     count = min(batches * batch_size, windows)
     starts = np.arange(count) * windows // count * context
@@ -138,6 +143,6 @@ def _epoch(seed: int, epoch: int, windows: int, context: int) -> tuple[npt.NDArr
     return random.permutation(windows), int(random.integers(context))
 
 
-def _windows(text: Bytes, starts: npt.NDArray[np.int64], context: int) -> Batch:
+def _windows(text: Symbols, starts: npt.NDArray[np.int64], context: int) -> Batch:
     cut = torch.from_numpy(text[starts[:, None] + np.arange(context + 1)].astype(np.int64))
     return cut[:, :-1].contiguous(), cut[:, 1:].contiguous()

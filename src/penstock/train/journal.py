@@ -37,10 +37,11 @@ class Journal:
         config: of the run.
         first_step: where the run begins or resumes; later lines of an earlier attempt are dropped.
         active: whether this rank keeps the record.
+        unit: what a loss is per.
     """
 
-    def __init__(self, config: Config, *, first_step: int, active: bool) -> None:
-        self._config, self._active = config, active
+    def __init__(self, config: Config, *, first_step: int, active: bool, unit: str = "byte") -> None:
+        self._config, self._active, self._unit = config, active, unit
         self._console = Console(file=sys.stdout, highlight=False)
         self._begin, self._first_step = time.perf_counter(), first_step
         self._tensorboard: Any = None
@@ -102,7 +103,7 @@ class Journal:
         """Shows and writes down a held-out loss."""
         if not self._active:
             return
-        self.say(f"step {step}: held-out loss {loss:.3f} nats per byte")
+        self.say(f"step {step}: held-out loss {loss:.3f} nats per {self._unit}")
         self._write_down({"step": step, "held_out_loss": loss})
         if self._tensorboard is not None:
             self._tensorboard.add_scalar("held_out/loss", loss, step)

@@ -11,11 +11,12 @@ import torch
 
 from penstock.runtime import Pipeline
 from penstock.train.agreement import check_alike
-from penstock.train.config import Config
+from penstock.train.config import VOCABULARY, Config
 from penstock.train.data import Corpus, batch, held_out_batches, unigram_entropy
-from penstock.train.generate import generate, readable
-from penstock.train.gpt import build_gpt, lm_loss
+from penstock.train.generate import generate_symbols, readable
+from penstock.train.gpt import lm_loss
 from penstock.train.journal import LOSSES_FILE, Journal, StepFigures
+from penstock.train.model import model_digest, model_of, seed_of, tokenizer_of
 from penstock.train.optimizers import build_optimizer, learning_rate, set_learning_rate
 from penstock.train.places import place_noted, position
 from penstock.train.planned import recompute_of, schedule_of
@@ -41,11 +42,11 @@ def train(config: Config, me: Worker) -> None:
     resume = resume_path(config)
     pipe = _pipeline(config, me)
     me.report_position(lambda: position(pipe))
-    check_alike(pipe, config, data_digest=corpus.digest)
+    check_alike(pipe, config, data_digest=corpus.digest, model_digest=model_digest(config))
     optimizer = build_optimizer(config.optimizer, pipe.parameters())
     first_step = resume_state(resume, pipe, optimizer) if resume else 0
     begin = time.perf_counter()
-    with Journal(config, first_step=first_step, active=pipe.rank == 0) as journal:
+    with Journal(config, first_step=first_step, active=pipe.rank == 0, unit=corpus.unit) as journal:
         journal.say(pipe.summary())
         if resume:
             journal.say(f"resumed {resume} at step {first_step}")
@@ -59,9 +60,10 @@ def train(config: Config, me: Worker) -> None:
             raise
     seconds = time.perf_counter() - begin
     _report(config, pipe, journal, checkpoint=checkpoint)
+    _export(config, pipe, journal)
     journal.say(
-        f"held-out loss {loss:.3f} nats per byte ({loss / math.log(2):.2f} bits); byte unigram entropy "
-        f"{unigram_entropy(corpus):.3f}; trained in {seconds:.0f} s"
+        f"held-out loss {loss:.3f} nats per {corpus.unit} ({loss / math.log(2):.2f} bits); "
+        f"{corpus.unit} unigram entropy {unigram_entropy(corpus):.3f}; trained in {seconds:.0f} s"
     )
     _show_sample(config, corpus, pipe, journal)
     pipe.close()
@@ -84,16 +86,15 @@ def evaluate(config: Config, corpus: Corpus, pipe: Pipeline) -> float:
 
 def _pipeline(config: Config, me: Worker) -> Pipeline:
     device = config.run.device if config.run.device == "cpu" else f"{config.run.device}:{me.local_rank}"
-    dtype = getattr(torch, config.run.dtype)
     return Pipeline(
-        build_gpt(config.model, seed=config.run.seed, dtype=dtype),
+        model_of(config),
         lm_loss,
         schedule=schedule_of(config.pipeline),
         num_microbatches=config.pipeline.microbatches,
         recompute=recompute_of(config),
         partition=config.pipeline.partition or None,
         device=device,
-        seed=config.run.seed if config.model.dropout else None,
+        seed=seed_of(config),
     )
 
 
@@ -126,7 +127,7 @@ def _steps(
         seconds = time.perf_counter() - begin
         done = step + 1
         journal.step(StepFigures(done, loss.item(), norm.item(), rate, tokens / seconds))
-        if done - first == config.log.predict_after:
+        if done - first == config.log.predict_after and not config.model.hf:
             journal.say(prediction_text(config, pipe, taken))
         if _due(done, config.evaluate.every, config.run.steps):
             held_out = evaluate(config, corpus, pipe)
@@ -154,15 +155,28 @@ def _report(config: Config, pipe: Pipeline, journal: Journal, *, checkpoint: Pat
     journal.say("\n".join(f"{name + ':':20}{path}" for name, path in places.items()))
 
 
+def _export(config: Config, pipe: Pipeline, journal: Journal) -> None:
+    """Writes a Hugging Face model as a directory of that form. Every rank calls it."""
+    if not config.model.hf:
+        return
+    directory = Path(config.run.output) / f"model-{config.run.steps:08d}"
+    origin = Path(config.model.hf)
+    pipe.save_pretrained(directory, tokenizer=origin if origin.is_dir() else None)
+    journal.say(f"{'Hugging Face model:':20}{directory}")
+
+
 def _show_sample(config: Config, corpus: Corpus, pipe: Pipeline, journal: Journal) -> None:
     """Prints how the model goes on from the first bytes of the held-out text. Every rank calls it."""
     if not config.log.sample_bytes:
         return
-    sample = generate(
+    tokenizer = tokenizer_of(config)
+    sample = generate_symbols(
         pipe,
-        corpus.held_out[:_PROMPT_BYTES].tobytes(),
-        num_bytes=config.log.sample_bytes,
+        corpus.held_out[:_PROMPT_BYTES].tolist(),
+        count=config.log.sample_bytes,
         context=config.model.context,
         seed=config.run.seed,
+        vocabulary=VOCABULARY if tokenizer is None else None,
     )
-    journal.say("sample:\n" + readable(sample))
+    text = bytes(sample) if tokenizer is None else tokenizer.decode(sample).encode()
+    journal.say("sample:\n" + readable(text))

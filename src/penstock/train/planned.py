@@ -51,5 +51,9 @@ def schedule_of(layout: PipelineConfig) -> str | Schedule:
 
 def recompute_of(config: Config) -> list[str] | None:
     """Returns patterns of the names of the layers that run their forward again; None where none do."""
-    names = ["embed", *(f"block_{index}" for index in range(config.model.layers)), "head"]
-    return [re.escape(names[layer]) for layer in config.pipeline.recompute] or None
+    if not config.pipeline.recompute:
+        return None
+    from penstock.train.model import layer_names  # torch, which reading a plan needs not
+
+    names = layer_names(config)
+    return [re.escape(names[layer]) for layer in config.pipeline.recompute]

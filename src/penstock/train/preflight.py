@@ -13,8 +13,10 @@ from penstock.runtime.auto import AUTO
 from penstock.runtime.plan import check_runnable, choose_schedule
 from penstock.train.config import Config
 from penstock.train.data import Corpus, batch, held_out_batches, read_corpus
+from penstock.train.model import check_model, layer_names, tokenizer_of
 from penstock.train.planned import schedule_of
 from penstock.train.resume import check_same_run, resume_path
+from penstock.train.tokens import tokenized
 from penstock.verifier import verify
 
 
@@ -28,11 +30,15 @@ def check_everything(config: Config, *, local_ranks: int) -> Corpus:
     Raises:
         UserError: a schedule, partition, text, directory, checkpoint, device or library that cannot serve.
     """
+    check_model(config)
     check_layout(config)
     check_device(config, local_ranks=local_ranks)
     check_tensorboard(config)
     resume = resume_path(config)
     corpus = read_corpus(config.data.paths, held_out=config.data.held_out)
+    tokenizer = tokenizer_of(config)
+    if tokenizer is not None:
+        corpus = tokenized(corpus, tokenizer)
     check_corpus(config, corpus)
     if resume is not None:
         check_same_run(config, resume, data_digest=corpus.digest)
@@ -54,7 +60,7 @@ def check_layout(config: Config) -> None:
             f'pipeline.schedule="{layout.schedule}" steps the weights inside the schedule, and penstock train after '
             "it; use one that leaves the step to the loop, e.g. one_f_one_b, or a Pipeline in a loop of your own"
         )
-    num_layers = config.model.layers + 2  # embed, blocks, head
+    num_layers = len(layer_names(config))
     if layout.partition and not isinstance(layout.partition, str):
         sizes = Partition.of_sizes(layout.partition)
         whole = searched and sizes.num_stages % layout.ranks == 0

@@ -12,7 +12,7 @@ from penstock.errors import CheckpointError
 from penstock.train.config import Config
 from penstock.train.config_file import to_toml
 
-MUST_AGREE = ("model.layers", "model.width", "model.heads", "run.dtype", "optimizer.name")
+MUST_AGREE = ("model.hf", "model.layers", "model.width", "model.heads", "run.dtype", "optimizer.name")
 """What the saved tensors presume, whether or not their shapes would show it."""
 
 CURVE = (

@@ -33,10 +33,11 @@ def check_offloading(schedule: Schedule) -> None:
     moving = np.isin(schedule.columns.kind, [*MOVES])
     for rank in np.unique(schedule.columns.rank[moving]).tolist():
         ops = schedule.ranks[rank]
-        if not schedule.keepers or schedule.keepers[rank] == rank:
+        if not schedule.keepers:
             at, op = next((at, op) for at, op in enumerate(ops) if op.kind in MOVES)
             raise VerificationError(
-                f"rank {rank} position {at}: {op} has no rank to keep the activations; name another rank in keepers"
+                f"rank {rank} position {at}: {op} has nowhere to put the activations; name in keepers another rank, or "
+                f"{rank} for its host's memory"
             )
         for at, op, problem in _faults(ops):
             raise VerificationError(f"rank {rank} position {at}: {op} {problem}")
@@ -58,7 +59,7 @@ def check_guests(program: Program) -> None:
     for rank, entries in enumerate(program.ranks):
         taken: set[tuple[object, ...]] = set()
         for entry in entries:
-            if entry.kind in MOVES:
+            if entry.kind in MOVES and keepers[rank] != rank:
                 moved[entry.kind, rank, keepers[rank]].append(Op(*entry[:4]))
             elif entry.kind in GUESTS:
                 known = entry.replica < placement.num_replicas and entry.stage < placement.num_stages

@@ -36,8 +36,9 @@ def peak_guests(schedule: Schedule) -> tuple[int, ...]:
     It counts them in the order of each rank that offloads, so it holds whatever the timing.
     """
     guests = [0] * schedule.num_ranks
-    for keeper, ops in zip(schedule.keepers, schedule.ranks, strict=False):
-        guests[keeper] += _peak(_KEPT[_kinds(ops)])
+    for rank, (keeper, ops) in enumerate(zip(schedule.keepers, schedule.ranks, strict=False)):
+        if keeper != rank:
+            guests[keeper] += _peak(_KEPT[_kinds(ops)])
     return tuple(guests)
 
 

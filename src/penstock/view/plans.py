@@ -17,8 +17,8 @@ _CAPTION = """\
 d×t×p  data, tensor and pipeline degrees; schedule/v: v stages a rank
 b×m    sequences a microbatch, microbatches of each pipeline in a step
 again  layers that run their forward again
-bubble share of the step that a rank stands still, on the mean
-memory of the fullest rank, on each of its devices"""
+idle   share of the step that a rank stands still, on the mean
+mem.   of the fullest rank, on each of its devices"""
 
 
 def plan_table(plans: Sequence[Plan]) -> Table:
@@ -31,8 +31,19 @@ def plan_table(plans: Sequence[Plan]) -> Table:
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    step, _, *measures = (heading.replace(" [", "\n[") for heading in _measures(plans))
-    for heading in ("", "d×t×p", "schedule", "b×m", "ZeRO", "again", step, *measures):
+    step, _, *_, memory = (heading.replace(" [", "\n[") for heading in _measures(plans))
+    for heading in (
+        "",
+        "d×t×p",
+        "schedule",
+        "b×m",
+        "ZeRO",
+        "again",
+        step,
+        "MFU",
+        "idle",
+        memory.replace("memory", "mem."),
+    ):
         table.add_column(heading, justify="left" if heading == "schedule" else "right", no_wrap=True)
     for number, (plan, row) in enumerate(zip(plans, _rows(plans), strict=True), start=1):
         seconds, _, *measured = row[len(_HEADINGS) :]

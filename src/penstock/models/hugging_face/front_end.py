@@ -15,13 +15,20 @@ from penstock.models.cut import CutModel
 from penstock.models.filling import fill, on_meta, private
 from penstock.models.hugging_face.origin import Origin
 from penstock.models.hugging_face.plan import Parts, parts_of
-from penstock.models.hugging_face.stage import HuggingFaceStage
+from penstock.models.hugging_face.routers import unsplit_result, wants_routers
+from penstock.models.hugging_face.stage import UNCACHED, HuggingFaceStage
 
 
 def is_hugging_face(model: Any) -> bool:
     """Returns whether `model` is one of transformers', without importing it."""
     transformers = sys.modules.get("transformers")
-    return transformers is not None and isinstance(model, transformers.PreTrainedModel)
+    return transformers is not None and isinstance(_inside_peft(model), transformers.PreTrainedModel)
+
+
+def _inside_peft(model: Any) -> Any:
+    """Returns the model that peft's wrapper is around, or the model itself."""
+    peft = sys.modules.get("peft")
+    return model.get_base_model() if peft is not None and isinstance(model, peft.PeftModel) else model
 
 
 def from_hugging_face(model: Any) -> CutModel:
@@ -45,7 +52,8 @@ def units_of(model: Any, parts: Parts) -> CutModel:
     layers = model.get_submodule(parts.layers)
     names = [*parts.before, *(f"{parts.layers}.{index}" for index in range(len(layers))), *parts.after]
     units = {name: model.get_submodule(name) for name in names}
-    return CutModel(units, assemble=partial(_stage, model, parts), origin=Origin(type(model), model.config))
+    stage, unsplit = partial(_stage, model, parts), partial(_unsplit, model)
+    return CutModel(units, assemble=stage, unsplit=unsplit, origin=Origin(type(model), model.config))
 
 
 def _check_wholly_on_meta(model: Any) -> None:
@@ -60,6 +68,15 @@ def _check_wholly_on_meta(model: Any) -> None:
 
 def _fill(model: nn.Module, stages: Sequence[nn.Module], seed: int | None) -> None:
     fill({"": model}, stages, seed=seed)
+
+
+def _unsplit(model: Any, value: Any) -> Any:
+    """Returns what the model itself makes of a microbatch, in the form in which a pipeline gives it."""
+    call = value if isinstance(value, Mapping) else {model.main_input_name: value}
+    output = model(**call, **UNCACHED)
+    if wants_routers(model):
+        return unsplit_result(model, output)
+    return output.logits if hasattr(output, "logits") else output[0]
 
 
 def _stage(model: Any, parts: Parts, units: Mapping[str, nn.Module], first_unit: int) -> HuggingFaceStage:

@@ -59,8 +59,7 @@ def parts_of(model: Any) -> Parts:
     plan = getattr(base, "_pp_plan", None) or getattr(model.config, "base_model_pp_plan", None)
     before, layers, after = _by_plan(list(plan), base) if plan else _by_structure(base)
     after = [*BEFORE_NORM.get(kind, ()), *after]
-    outer = base_name.split(".")[0]
-    head = tuple(name for name, child in model.named_children() if base_name and name != outer and _has_state(child))
+    head = tuple(_beside(model, base_name))
     found = Parts(
         base_name,
         tuple(prefix + name for name in before),
@@ -83,6 +82,18 @@ def _path_to_layers(model: nn.Module) -> str:
         path.append(holding[0])
         inner = inner.get_submodule(holding[0])
     return ".".join(path)
+
+
+def _beside(model: nn.Module, base_name: str) -> list[str]:
+    """Returns the parts beside the inner model and beside what it is in, the innermost first."""
+    found: list[str] = []
+    path = base_name.split(".") if base_name else []
+    for depth in reversed(range(len(path))):
+        around = ".".join(path[:depth])
+        prefix = f"{around}." if around else ""
+        children = model.get_submodule(around).named_children()
+        found += [prefix + name for name, child in children if name != path[depth] and _has_state(child)]
+    return found
 
 
 def _is_list(module: nn.Module) -> bool:
@@ -170,7 +181,7 @@ def _followed(model: Any, watched: list[str]) -> list[str]:
         training = followed.training
         try:
             with torch.no_grad():
-                followed.eval()(input_ids=torch.ones(1, 4, dtype=torch.long, device=device), use_cache=False)
+                followed.eval()(**_example(followed, device))
         finally:
             followed.train(training)
             for hook in hooks:
@@ -189,6 +200,16 @@ def _followed(model: Any, watched: list[str]) -> list[str]:
                 f"{type(model).__name__} declares no pipeline plan, and the forward that would show the order of its "
                 f"parts failed: {type(error).__name__}: {error}"
             ) from error
+
+
+def _example(model: Any, device: torch.device) -> dict[str, Any]:
+    """Returns the smallest batch that a model takes: four ids, or one picture."""
+    if model.main_input_name != "pixel_values":
+        return {"input_ids": torch.ones(1, 4, dtype=torch.long, device=device), "use_cache": False}
+    size = model.config.image_size
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    dtype = next(model.parameters()).dtype
+    return {"pixel_values": torch.ones(1, model.config.num_channels, height, width, dtype=dtype, device=device)}
 
 
 def _check_cover(model: nn.Module, parts: Parts) -> None:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from penstock.errors import BatchError
 from penstock.models.cut import LayerContext
 from penstock.models.hugging_face.plan import Parts
+from penstock.models.hugging_face.routers import ROUTERS, Routers, wants_routers
 
 HIDDEN = "hidden_states"
 """The key of a boundary under which the hidden states travel; what the model was called with travels beside them."""
 
-_CALL = {"use_cache": False}
+UNCACHED = {"use_cache": False}
 """A training forward keeps no cache: it would tie layers of different stages together."""
 
 
@@ -28,6 +29,10 @@ _OUTSIDE = -1
 """Keys what the model's forward draws between its parts, such as a dropout on the sum of two embeddings.
 
 Every stage runs that forward from its start, so that these numbers come in one order on all of them."""
+
+
+_STAYS = ("inputs_embeds", "output_router_logits")
+"""Arguments of the model that do not travel."""
 
 
 class _Reached(Exception):  # no error: the model's forward has come to the next stage's part
@@ -71,6 +76,8 @@ class _Blank(nn.Module):
         self._width = getattr(like, "embedding_dim", getattr(like, "out_features", None))
         self._entering = entering
         _imitate(self, like)
+        for name, child in like.named_children():  # which a model may ask for the type of its weight
+            self.add_module(name, _Outline(child))
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Returns zeros of the shape that the embedding's output has."""
@@ -78,8 +85,20 @@ class _Blank(nn.Module):
         hidden = self._entering[0]
         if self._width is None and given.dim() == hidden.dim():
             return given  # a norm or a dropout on the embedding
+        if given.dim() > hidden.dim():
+            return hidden.new_zeros(()).expand(hidden.shape)  # of pictures
         rows = given.shape if given.dim() < hidden.dim() else given.shape[:-1]
         return hidden.new_zeros(()).expand(*rows, self._width or hidden.shape[-1])
+
+
+class _Outline(nn.Module):
+    """Stands for a part of an embedding of an earlier stage, which is not called."""
+
+    def __init__(self, like: nn.Module) -> None:
+        super().__init__()
+        _imitate(self, like)
+        for name, child in like.named_children():
+            self.add_module(name, _Outline(child))
 
 
 def _imitate(stand_in: nn.Module, like: nn.Module) -> None:
@@ -109,6 +128,7 @@ class HuggingFaceStage(nn.Module):
         self.surrounding: LayerContext | None = None
         self._entering: list[Tensor] = []
         self._units = list(units)
+        self._main = model.main_input_name
         layers = model.get_submodule(parts.layers)
         self._is_first = parts.before[0] in units
         self._is_last = (parts.after[-1] if parts.after else f"{parts.layers}.{len(layers) - 1}") in units
@@ -124,6 +144,10 @@ class HuggingFaceStage(nn.Module):
             self._key_random_numbers(self.get_submodule(name), place)
         if not self._is_first:
             self.get_submodule(self._units[0]).register_forward_pre_hook(self._enter, with_kwargs=True)
+        inner = shell.get_submodule(parts.base)
+        self._routers = (
+            Routers(model, inner, {name: self.get_submodule(name) for name in units}) if wants_routers(model) else None
+        )
 
     def _put(self, shell: nn.Module, parts: Parts, layers: nn.ModuleList, units: Mapping[str, nn.Module]) -> None:
         """Puts stand-ins into the shell for the parts that this stage does not run."""
@@ -176,23 +200,32 @@ class HuggingFaceStage(nn.Module):
             value: ids, or a dict of the model's own arguments; after the first stage the boundary.
         """
         if self._is_first:
-            call = dict(value) if isinstance(value, Mapping) else {"input_ids": value}
+            call = dict(value) if isinstance(value, Mapping) else {self._main: value}
             _check_call(call)
         else:
             call = dict(value)
             self._entering.append(call.pop(HIDDEN))
-        travels = {name: each for name, each in call.items() if name != "inputs_embeds"}
+        entered = call.pop(ROUTERS, ())
+        if self._routers is not None:
+            self._routers.begin(entered)
+            call["output_router_logits"] = self._is_last  # of other stages nobody would see them
+        travels = {name: each for name, each in call.items() if name not in _STAYS}
         self._shell.training = self.training
         self._running = True
         try:
             with nullcontext() if self.surrounding is None else self.surrounding(_OUTSIDE):
-                output = self._shell(**call, **_CALL)
+                output = self._shell(**call, **UNCACHED)
         except _Reached as reached:
-            return {HIDDEN: reached.hidden, **travels}
+            routed = {} if self._routers is None else {ROUTERS: self._routers.seen}
+            return {HIDDEN: reached.hidden, **routed, **travels}
         finally:
             self._running = False
             self._open.close()
             self._entering.clear()
+            if self._routers is not None:
+                self._routers.end()
+        if self._routers is not None:
+            return self._routers.result(output)
         return output.logits if hasattr(output, "logits") else output[0]
 
 
@@ -222,7 +255,11 @@ def gives_tuple(layer: Any) -> bool:
 
 
 def _check_call(call: dict[str, Any]) -> None:
-    foreign = [name for name in ("labels", "past_key_values", "use_cache") if call.get(name) is not None]
+    foreign = [
+        name
+        for name in ("labels", "past_key_values", "use_cache", "output_router_logits")
+        if call.get(name) is not None
+    ]
     if foreign:
         raise BatchError(
             f"inputs hold {foreign[0]}; a pipeline computes the loss by its loss_fn from targets and keeps no cache: "

@@ -1,0 +1,235 @@
+"""A step's time and peak memory, predicted from the profile of layers alone, beside the measured ones.
+
+python benchmarks/prediction.py [--models tiny d256 llama linear] [--schedules gpipe one_f_one_b …] [--rounds 9]
+
+Two processes, one core and one thread each, messages through shared memory. For each model: both ranks profile its
+layers, host and messages (`penstock.profile`), before and after the runs; all schedules run in rounds, one step each, so
+that a busy moment is busy for all of them. No time of a run enters its prediction.
+
+- `error`: the predicted step by the median of the measured ones, less 1.
+- `compute transfer waiting host`: what the difference is made of (`penstock.profiler.causes`), in % of the step.
+  `compute` is drift: the same layers took more or less than when they were profiled.
+- `replay`: the program simulated with the medians of its own ops, host and messages by the measured step, less 1: what
+  is left when the profile is right.
+- `memory`: predicted peak by the measured one on the rank where they differ most, less 1. Measured: parameters, receive
+  buffers, and every allocation of one step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from runtime import free_port, join
+from torch import distributed as dist
+from torch import multiprocessing, nn
+
+import penstock as ps
+from penstock.errors import UserError
+from penstock.ir.schedule import WeightRule
+from penstock.profiler import Causes, causes
+from penstock.profiler.measure import merged
+from penstock.profiler.storage import most_held
+from penstock.runtime import DistributedTransport
+from penstock.schedules import named_schedule
+from penstock.schedules.registry import SCHEDULES
+from penstock.train.config import ModelConfig
+from penstock.train.gpt import build_gpt, lm_loss
+
+MICROBATCHES = 8
+
+
+class Case(NamedTuple):
+    """A model, its batch and its loss."""
+
+    model: nn.Module
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    loss: Callable[[Any, Any], torch.Tensor]
+
+
+def gpt(width: int, context: int) -> Case:
+    """Returns the model of penstock train at this width."""
+    tokens = torch.randint(0, 256, (2 * MICROBATCHES, context))
+    model = build_gpt(ModelConfig(layers=4, width=width, heads=4, context=context), seed=0)
+    return Case(model, tokens, tokens.roll(-1, 1), lm_loss)
+
+
+def llama() -> Case:
+    """Returns a small decoder of transformers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "vocab_size": 512}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, use_cache=False))
+    tokens = torch.randint(0, 512, (2 * MICROBATCHES, 96))
+    return Case(model.train(), tokens, tokens.roll(-1, 1), lm_loss)
+
+
+def linear() -> Case:
+    """Returns linear layers of uneven widths."""
+    widths = [256, 768, 512, 1024, 256, 896, 640, 256]
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    inputs = torch.randn(128 * MICROBATCHES, widths[0])
+    return Case(nn.Sequential(*layers), inputs, torch.randn(len(inputs), widths[-1]), nn.functional.mse_loss)
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "tiny": lambda: gpt(64, 64),
+    "d256": lambda: gpt(256, 128),
+    "llama": llama,
+    "linear": linear,
+}
+
+
+class Line(NamedTuple):
+    """One row of the matrix."""
+
+    model: str
+    schedule: str
+    found: Causes
+    replay: float
+    memory: float
+
+    @property
+    def error(self) -> float:
+        return self.found.predicted / self.found.measured - 1
+
+
+def synchronous(case: Case) -> list[str]:
+    """Returns the names of schedules that flush and are defined for two ranks."""
+    names = []
+    for name in SCHEDULES:
+        try:
+            schedule = named_schedule(name, num_ranks=2, num_microbatches=MICROBATCHES)
+        except UserError:
+            continue
+        if schedule.weight_rule is WeightRule.FLUSH:
+            names.append(name)
+    return names
+
+
+def main(rank: int, port: int, options: argparse.Namespace) -> None:
+    """Runs all models on one rank; rank 0 prints."""
+    join(rank, port)
+    lines = [line for name in options.models for line in _case(name, options)]
+    if rank == 0:
+        _summary(lines)
+    dist.destroy_process_group()
+
+
+def _case(name: str, options: argparse.Namespace) -> list[Line]:
+    torch.manual_seed(0)
+    case = CASES[name]()
+    transport = DistributedTransport()
+    samples = len(case.inputs) // MICROBATCHES
+    one = (case.model, case.inputs[:samples], case.targets[:samples])
+    measure = lambda: ps.profile(  # noqa: E731
+        *one, loss_fn=case.loss, transport=transport, seconds=options.seconds, recompute=False
+    )
+    before = measure()
+    names = [each for each in synchronous(case) if each in (options.schedules or SCHEDULES)]
+    pipes = {
+        each: ps.Pipeline(case.model, case.loss, transport=transport, schedule=each, num_microbatches=MICROBATCHES)
+        for each in names
+    }
+    memory = {each: _warm_up(pipe, case) for each, pipe in pipes.items()}
+    seconds = _rounds(pipes, case, options.rounds)
+    profile = replace(merged([before, measure()]), links=before.links)
+    lines = []
+    for each, pipe in pipes.items():
+        program = pipe.plan.proof.program
+        expected = ps.predict(profile, program, partition=pipe.plan.partition)
+        found = causes(expected, program, pipe.trace(options.rounds), step_seconds=seconds[each])
+        rows: list[float] = [0.0, 0.0]
+        dist.all_gather_object(rows, memory[each])
+        off = max((wanted / held - 1 for wanted, held in zip(expected.peak_bytes, rows, strict=True)), key=abs)
+        lines.append(Line(name, each, found, -found.waiting / found.measured, off))
+        if dist.get_rank() == 0:
+            _print(lines[-1])
+    transport.close()
+    return lines
+
+
+def _warm_up(pipe: ps.Pipeline, case: Case) -> float:
+    """Returns the most bytes that this rank holds in a step."""
+    for _ in range(2):
+        _step(pipe, case)
+    with most_held(torch.device("cpu")) as peak:
+        pipe.step(case.inputs, case.targets)
+    _clear(pipe)
+    rings = sum(buffer.nbytes for buffer in pipe._links._rings.values())
+    return peak() + rings + sum(parameter.nbytes for parameter in pipe.parameters())
+
+
+def _rounds(pipes: dict[str, ps.Pipeline], case: Case, rounds: int) -> dict[str, list[float]]:
+    """Returns the seconds of the steps of each schedule, which take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in pipes}
+    for _ in range(rounds):
+        for name, pipe in pipes.items():
+            _step(pipe, case)  # caches are those of this schedule
+            dist.barrier()
+            seconds[name].append(_step(pipe, case))
+    return seconds
+
+
+def _step(pipe: ps.Pipeline, case: Case) -> float:
+    begin = time.perf_counter()
+    pipe.step(case.inputs, case.targets)
+    taken = time.perf_counter() - begin
+    _clear(pipe)
+    return taken
+
+
+def _clear(pipe: ps.Pipeline) -> None:
+    for parameter in pipe.parameters():
+        parameter.grad = None
+
+
+_HEADING = (
+    "model    schedule          predicted   measured    error   compute transfer waiting    host   replay  memory"
+)
+
+
+def _print(line: Line) -> None:
+    found = line.found
+    parts = (found.compute, found.transfer, found.waiting, found.host)
+    print(
+        f"{line.model:8} {line.schedule:17} {found.predicted * 1e3:7.2f} ms {found.measured * 1e3:7.2f} ms "
+        f"{line.error:+8.1%}  " + "".join(f"{part / found.measured:+8.1%}" for part in parts) + f" {line.replay:+8.1%} "
+        f"{line.memory:+7.1%}",
+        flush=True,
+    )
+
+
+def _summary(lines: Sequence[Line]) -> None:
+    for what, errors in (
+        ("step", [abs(line.error) for line in lines]),
+        ("step, by its own ops", [abs(line.replay) for line in lines]),
+        ("memory", [abs(line.memory) for line in lines]),
+    ):
+        print(f"{what:22} median {statistics.median(errors):6.1%}   worst {max(errors):6.1%}   of {len(errors)}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--schedules", nargs="+")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    chosen = parser.parse_args()
+    print(
+        f"penstock {ps.__version__}, torch {torch.__version__}, Python {sys.version.split()[0]}, "
+        f"load {os.getloadavg()[0]:.1f}, {len(os.sched_getaffinity(0))} cores, m={MICROBATCHES}"
+    )
+    print(_HEADING, flush=True)
+    multiprocessing.spawn(main, (free_port(), chosen), nprocs=2)

@@ -1,0 +1,135 @@
+"""`penstock check`: the user's own model, unsplit and split, on the same batch."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib import import_module, util
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from penstock.cli.options import parse
+from penstock.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Check:
+    """Run a model unsplit and split on the same batch; say how far each parameter's gradient is off.
+
+    The function takes nothing and returns (model, loss_fn, inputs, targets), as Pipeline and step take them. All ranks
+    are threads of this process.
+    """
+
+    model: Annotated[str, tyro.conf.arg(metavar="MODULE:FUNCTION", help_behavior_hint="")]
+    """Where the function is: my_package.models:small, or train.py:small."""
+    ranks: Annotated[int, tyro.conf.arg(aliases=["-p"])] = 2
+    """Number of ranks p."""
+    microbatches: Annotated[int, tyro.conf.arg(aliases=["-m"])] = 2
+    """Number of microbatches m; the batch divides into them."""
+    schedule: str = "one_f_one_b"
+    """The schedule: a name, or a file with one."""
+    partition: Annotated[tuple[str, ...], tyro.conf.arg(metavar="STAGES")] = ()
+    """Layers of each stage, or names of the layers where stages begin; left out, equal numbers of layers."""
+    seed: Annotated[int | None, tyro.conf.arg(metavar="INT", constructor=int, help_behavior_hint="")] = None
+    """Key of random numbers; needed for a model with dropout."""
+    fp64: bool = False
+    """Compute in fp64."""
+    tolerance: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", constructor=float, help_behavior_hint="")] = None
+    """The largest relative error that is right; left out, 1e-12 in fp64 and 1e-5 else."""
+
+
+def run(argv: list[str]) -> int:
+    """Checks the model that `argv` names; returns 0 where the pipeline is right, else 1."""
+    options = parse(Check, argv, command="check")
+    found = _function(options.model)()
+    if not isinstance(found, tuple) or len(found) != _PARTS:
+        what = f"{len(found)} values" if isinstance(found, tuple) else f"one {type(found).__name__}"
+        raise UserError(f"{options.model} returned {what}; return (model, loss_fn, inputs, targets)")
+    from penstock.testing import check_against_reference  # brings torch in, which --help need not wait for
+
+    model, loss_fn, inputs, targets = map(_in_fp64, found) if options.fp64 else found
+    check = check_against_reference(
+        model,
+        loss_fn,
+        inputs,
+        targets,
+        num_ranks=options.ranks,
+        num_microbatches=options.microbatches,
+        schedule=options.schedule,
+        partition=_partition(options.partition),
+        seed=options.seed,
+    )
+    tolerance = options.tolerance if options.tolerance is not None else 1e-12 if options.fp64 else 1e-5
+    right = check.worst <= tolerance
+    console = Console()
+    console.print(str(check), highlight=False, soft_wrap=True, markup=False)
+    verdict = "right" if right else "WRONG"
+    line = f"{verdict}: the worst error is {check.worst:.1e}, and up to {tolerance:.0e} is right"
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
+    return 0 if right else 1
+
+
+_PARTS = 4
+
+
+def _function(name: str) -> Any:
+    """Returns the function that `MODULE:FUNCTION` names.
+
+    Raises:
+        UserError: there is no such module or function.
+    """
+    place, colon, attribute = name.rpartition(":")
+    if not colon or not place or not attribute:
+        raise UserError(
+            f"--model {name}: write the module and the function, e.g. my_package.models:small or train.py:small"
+        )
+    module = _file(Path(place)) if place.endswith(".py") else _module(place)
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        known = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
+        raise UserError(f"--model {name}: {place} has no function {attribute}.{nearest(attribute, known)}")
+    return function
+
+
+def _module(name: str) -> Any:
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--model: no module {error.name}; run it where {name} can be imported, or give a file"
+        ) from error
+    finally:
+        sys.path.pop(0)
+
+
+def _file(path: Path) -> Any:
+    spec = util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UserError(f"--model: there is no file {path}")
+    module = util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _partition(words: tuple[str, ...]) -> list[int] | list[str] | None:
+    if not words:
+        return None
+    return [int(word) for word in words] if all(word.isdigit() for word in words) else list(words)
+
+
+def _in_fp64(value: Any) -> Any:
+    """Returns a model or a batch with its floating point numbers in fp64."""
+    import torch  # as above
+    from torch.utils._pytree import tree_map
+
+    def wide(each: Any) -> Any:
+        if isinstance(each, torch.nn.Module):
+            return each.double()
+        return each.double() if isinstance(each, torch.Tensor) and each.is_floating_point() else each
+
+    return tree_map(wide, value)

@@ -1,0 +1,86 @@
+"""`penstock check`: a user's own model, unsplit and split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from penstock.cli.main import main
+
+MODEL = """
+import torch
+from torch import nn
+from torch.nn import functional
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.blocks = nn.ModuleList([nn.Linear(6, 6) for _ in range(3)])
+
+    def forward(self, x):
+        skip = x = self.first(x)
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return self.last(functional.dropout(x, 0.5, training=self.training) + skip)
+
+def net():
+    torch.manual_seed(0)
+    return Net(), nn.functional.mse_loss, torch.rand(8, 4), torch.rand(8, 2)
+
+class Chaotic(nn.Module):
+    steps = 0
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        Chaotic.steps += 1
+        return self.linear(x) * Chaotic.steps
+
+def chaotic():
+    return nn.Sequential(Chaotic(), nn.Linear(4, 2)), nn.functional.mse_loss, torch.rand(8, 4), torch.rand(8, 2)
+
+def wrong():
+    return 3
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "check_me.py"
+    path.write_text(MODEL, encoding="utf-8")
+    return path
+
+
+def test_a_right_model_is_right_and_every_parameter_has_its_error(file: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["--seed", "1", "--fp64", "-p", "3", "-m", "4", "--schedule", "zb_h1"]
+    assert main(["check", "--model", f"{file}:net", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "zb_h1 on 3 ranks against the unsplit model" in out
+    for name in ("loss", "first.weight", "blocks.2.bias", "last.weight"):
+        assert name in out
+    assert "right: the worst error is" in out
+    assert main(["check", "--model", f"{file}:net", "--seed", "1", "--partition", "blocks.1"]) == 0
+
+
+def test_a_model_that_keeps_count_of_its_calls_is_found_wrong(file: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["check", "--model", f"{file}:chaotic"]) == 1
+    assert "WRONG: the worst error is" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("check_me", "write the module and the function"),
+        ("{file}:nett", 'has no function nett. Did you mean "net"?'),
+        ("{file}:wrong", "returned one int; return (model, loss_fn, inputs, targets)"),
+        ("missing/file.py:net", "there is no file missing/file.py"),
+        ("no_such_module:net", "no module no_such_module"),
+    ],
+)
+def test_what_is_not_there_is_told(file: Path, name: str, message: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["check", "--model", name.format(file=file)]) == 1
+    assert message in capsys.readouterr().err

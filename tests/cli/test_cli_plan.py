@@ -1,0 +1,83 @@
+"""`penstock plan`: a table with reasons, files, and one sentence for what does not fit."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from penstock.cli.main import main
+from penstock.planner import load_plan
+
+CLUSTER = """
+[devices.gpu]
+memory_bytes = {memory}
+flops_per_second = 1e12
+memory_bytes_per_second = 1e11
+
+[[hosts]]
+device = "gpu"
+devices = 4
+bytes_per_second = 1e10
+"""
+MODEL = {"model_type": "gpt2", "n_layer": 6, "n_embd": 64, "n_head": 4, "vocab_size": 256}
+SIZES = ["--global-batch", "16", "--sequence", "64"]
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps(MODEL))
+    (tmp_path / "cluster.toml").write_text(CLUSTER.format(memory=1e9))
+    (tmp_path / "tiny.toml").write_text(CLUSTER.format(memory=2e5))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_best_plan_is_printed_with_its_reason_and_saved(files: Path, capsys: Captured) -> None:
+    command = ["plan", "config.json", "cluster.toml", *SIZES, "--pipeline", "2", "--tensor", "1", "--keep", "3"]
+    assert main([*command, "--out", "plan.json", "--json", "all.json"]) == 0
+    printed = capsys.readouterr().out
+    plan = load_plan(files / "plan.json")
+    assert (plan.data, plan.tensor, plan.pipeline, sum(plan.partition)) == (2, 1, 2, 8)
+    assert f"best       {plan.name}" in printed
+    assert f"why        {plan.reason}" in printed
+    tree = json.loads((files / "all.json").read_text())
+    assert [one["schedule"] for one in tree["plans"]][0] == plan.schedule
+    assert len(tree["plans"]) == 3
+    assert max(map(len, printed.split("best  ")[0].splitlines())) <= 80
+
+
+def test_pictures_and_pages_are_written(files: Path) -> None:
+    command = ["plan", ".", "cluster.toml", *SIZES, "--pipeline", "2", "--schedules", "one_f_one_b", "--tensor", "1"]
+    assert main([*command, "--png", "plan.png", "--html", "plan.html"]) == 0
+    assert (files / "plan.png").read_bytes().startswith(b"\x89PNG")
+    page = (files / "plan.html").read_text(encoding="utf-8")
+    assert "one_f_one_b" in page
+    assert "tokens/s" in page
+
+
+def test_a_profile_is_planned_with(files: Path, capsys: Captured) -> None:
+    costs = {"forward": [1e-3] * 7 + [3e-3], "input_grad": [1e-3] * 7 + [3e-3], "parameter_bytes": [1e5] * 8}
+    (files / "profile.json").write_text(json.dumps(costs))
+    assert main(["plan", "profile.json", "cluster.toml", *SIZES, "--pipeline", "4"]) == 0
+    assert "data 1 × tensor 1 × pipeline 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("config.json tiny.toml", "too large for a device at tensor degree 1"),
+        ("none.json cluster.toml", "none.json: cannot be read as JSON"),
+        ("config.json none.toml", "cannot read none.toml"),
+        ("config.json cluster.toml --schedules zb_w", 'schedule "zb_w"'),
+        ("config.json cluster.toml --png plan.gif", 'cannot draw "plan.gif"'),
+        ("cluster.toml cluster.toml", "cluster.toml: cannot be read as JSON"),
+    ],
+)
+def test_a_mistake_is_one_sentence(files: Path, words: str, message: str, capsys: Captured) -> None:
+    assert main(["plan", *words.split(), *SIZES]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("penstock: ")
+    assert message in error
+    assert error.count("\n") == 1
