@@ -67,3 +67,12 @@ def test_a_number_of_ranks_that_is_none_is_refused(num_ranks: Any) -> None:
     with pytest.raises(UserError) as refused:
         Cluster.uniform(num_ranks)
     assert str(refused.value) == f"num_ranks={num_ranks!r}; a cluster has a whole number of ranks, e.g. 4"
+
+
+def test_links_that_follow_no_groups_are_given_pair_by_pair() -> None:
+    near, far = Link(0, 10), Link(1, 1)
+    cluster = Cluster((Device(),) * 2, ((2, near),), pairs=((near, far), (near, near)))
+    assert cluster.link(0, 1) == far
+    assert cluster.link(1, 0) == near
+    with pytest.raises(UserError, match="pairs of 1 ranks for 2 devices; give one link a pair"):
+        Cluster((Device(),) * 2, ((2, near),), pairs=((near, far),))

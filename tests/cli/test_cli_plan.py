@@ -43,7 +43,7 @@ def test_the_best_plan_is_printed_with_its_reason_and_saved(files: Path, capsys:
     assert f"best       {plan.name}" in printed
     assert f"why        {plan.reason}" in printed
     tree = json.loads((files / "all.json").read_text())
-    assert [one["schedule"] for one in tree["plans"]][0] == plan.schedule
+    assert tree["plans"][0]["schedule"] == plan.schedule
     assert len(tree["plans"]) == 3
     assert max(map(len, printed.split("best  ")[0].splitlines())) <= 80
 

@@ -33,6 +33,7 @@ TINY = {
     "evaluate.batches": 2,
     "log.every": 1,
     "log.sample-bytes": 8,
+    "log.predict-after": 0,
 }
 
 

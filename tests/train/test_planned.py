@@ -84,5 +84,5 @@ def test_mistakes_are_told(plan_file: str, tmp_path: Path) -> None:
         resolve(["--plan", str(tmp_path / "none.json")])
     with pytest.raises(ConfigError, match="does not lay out the model's 10 layers"):
         resolve(["--plan", plan_file, "--model.layers", "8"])
-    with pytest.raises(ConfigError, match="pipeline.recompute names layer 9 of 6; use numbers from 0"):
+    with pytest.raises(ConfigError, match=r"pipeline.recompute names layer 9 of 6; use numbers from 0"):
         resolve(["--pipeline.recompute", "9"])

@@ -21,7 +21,8 @@ def offloaded(schedule: Schedule, most: int) -> Schedule:
 
     The order of compute is the same. Before a forward that would be one too many, what is needed last of all that is
     held leaves for the host's memory; it comes back right behind the backward before its own, so that both ways run
-    beside compute. An activation leaves once at most.
+    beside compute, or right before its own where so little may be held that it would be in the way. An activation
+    leaves once at most.
 
     Args:
         schedule: one without overlapped pairs, whose activations no other rank keeps.
@@ -37,7 +38,7 @@ def offloaded(schedule: Schedule, most: int) -> Schedule:
         if there:
             raise ScheduleError(f"{schedule.name} {what}; offload from another schedule, e.g. one_f_one_b")
     try:
-        ranks = tuple(tuple(_within(ops, most)) for ops in schedule.ranks)
+        ranks = tuple(_rank(ops, most) for ops in schedule.ranks)
     except _TooFew:
         enough = next(n for n in range(most + 1, 1 + max(map(len, schedule.ranks))) if _fits(schedule, n))
         raise ScheduleError(
@@ -54,14 +55,27 @@ class _TooFew(Exception):
 def _fits(schedule: Schedule, most: int) -> bool:
     try:
         for ops in schedule.ranks:
-            list(_within(ops, most))
+            _rank(ops, most)
     except _TooFew:
         return False
     return True
 
 
-def _within(ops: tuple[Op, ...], most: int) -> Iterator[Op]:
-    """Yields a rank's ops with what keeps it from holding more than `most` activations."""
+def _rank(ops: tuple[Op, ...], most: int) -> tuple[Op, ...]:
+    try:
+        return tuple(_within(ops, most, ahead=True))
+    except _TooFew:
+        return tuple(_within(ops, most, ahead=False))
+
+
+def _within(ops: tuple[Op, ...], most: int, *, ahead: bool) -> Iterator[Op]:
+    """Yields a rank's ops with what keeps it from holding more than `most` activations.
+
+    Args:
+        ops: of the rank.
+        most: the limit.
+        ahead: whether activations come back one backward early, where nothing is held in their place yet.
+    """
     needed = {op[1:]: position for position, op in enumerate(ops) if op.kind in BACKWARD}
     backwards = [op[1:] for op in ops if op.kind in BACKWARD]
     following = dict(pairwise(backwards))
@@ -95,5 +109,5 @@ def _within(ops: tuple[Op, ...], most: int) -> Iterator[Op]:
         if op.kind in BACKWARD:
             held.pop(key, None)
             coming = following.get(key)
-            if coming in away and len(held) < most:
+            if ahead and coming in away and len(held) < most:
                 yield from back(coming)

@@ -66,11 +66,13 @@ def prediction_text(config: Config, pipe: Pipeline, step_seconds: Sequence[float
     """
     transport = DistributedTransport()
     try:
-        found = profile_gpt(config, transport=transport, seconds=seconds, recompute=False)
+        again = set(config.pipeline.recompute)
+        found = profile_gpt(config, transport=transport, seconds=seconds, recompute=bool(again))
     finally:
         transport.close()
     program, plan = pipe.plan.proof.program, pipe.plan
-    expected = predict(found, program, partition=plan.partition)
+    choices = [layer in again for layer in range(found.num_layers)]
+    expected = predict(found, program, partition=plan.partition, recompute=choices)
     return causes_text(causes(expected, program, pipe.trace(len(step_seconds)), step_seconds=step_seconds))
 
 

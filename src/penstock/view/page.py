@@ -97,7 +97,7 @@ def page_html(timelines: Mapping[str, Timeline], *, rows: Sequence[Row] = (), ab
     return str(page)
 
 
-def _layout(timelines: Mapping[str, Timeline], rows: Sequence[Row], above: str) -> Model:
+def _layout(timelines: Mapping[str, Timeline], rows: Sequence[Row], above: str = "") -> Model:
     end = max(float(timeline.makespan) for timeline in timelines.values())
     unit = time_unit(end)
     shortest = min(float(timeline.makespan) for timeline in timelines.values() if timeline.makespan)
