@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from statistics import median
 
 from matplotlib.axes import Axes
@@ -11,7 +11,7 @@ from matplotlib.collections import PolyCollection
 
 from penstock.ir.ops import NO_MICROBATCH, OpKind
 from penstock.timeline import Span, Timeline, Wait
-from penstock.view.palette import IDLE, TRANSFER, WAITING, Shade, look
+from penstock.view.palette import IDLE, TRANSFER, WAITING, Shade, chunks_of, tinted
 
 Stretch = tuple[int, float, float]
 """Rank, start, end."""
@@ -47,14 +47,16 @@ def draw_bars(axes: Axes, timeline: Timeline, *, points_per_second: float, row_p
     if not spans:
         return
     typical = points_per_second * median(float(span.end - span.start) for span in spans)
-    by_kind: dict[OpKind, list[Stretch]] = defaultdict(list)
+    chunks = chunks_of(timeline)
+    by_fill: dict[str, list[Stretch]] = defaultdict(list)
     for span in spans:
-        by_kind[span.op.kind].append((span.rank, span.start, span.end))
-    for kind, stretches in by_kind.items():
+        fill, _ = tinted(span.op.kind, *chunks[span.rank, span.op.stage])
+        by_fill[fill].append((span.rank, span.start, span.end))
+    for fill, stretches in by_fill.items():
         # A white rim separates the bars, thinner where they are narrow.
         rim = min(0.6, typical / 14)
-        _rectangles(axes, stretches, facecolor=look(kind).fill, edgecolor="white", linewidth=rim)
-    _number(axes, spans, points_per_second=points_per_second, row_points=row_points)
+        _rectangles(axes, stretches, facecolor=fill, edgecolor="white", linewidth=rim)
+    _number(axes, spans, chunks, points_per_second=points_per_second, row_points=row_points)
 
 
 def _left(wait: Wait) -> float:
@@ -79,7 +81,14 @@ def _rectangles(axes: Axes, stretches: Iterable[Stretch], **style: object) -> No
     axes.add_collection(PolyCollection(corners, **style), autolim=False)  # type: ignore[arg-type]
 
 
-def _number(axes: Axes, spans: list[Span], *, points_per_second: float, row_points: float) -> None:
+def _number(
+    axes: Axes,
+    spans: list[Span],
+    chunks: Mapping[tuple[int, int], tuple[int, int]],
+    *,
+    points_per_second: float,
+    row_points: float,
+) -> None:
     """Writes the microbatch into the bars of each kind, unless most of that kind's bars are too narrow."""
     widths: dict[OpKind, list[float]] = defaultdict(list)
     numbered = [span for span in spans if span.op.microbatch != NO_MICROBATCH]
@@ -96,5 +105,5 @@ def _number(axes: Axes, spans: list[Span], *, points_per_second: float, row_poin
         if fitting[span.op.kind] < size or len(text) * _DIGIT_EM * size > room:
             continue
         middle = float(span.start + span.end) / 2
-        ink = look(span.op.kind).ink
+        _, ink = tinted(span.op.kind, *chunks[span.rank, span.op.stage])
         axes.text(middle, span.rank + 0.03, text, size=size, color=ink, ha="center", va="center_baseline")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from penstock.ir.ops import OpKind
+from penstock.timeline import Timeline
 
 
 class Look(NamedTuple):
@@ -67,3 +68,27 @@ class Shade(NamedTuple):
 IDLE = Shade("idle", "#f3f3f3", "#f3f3f3", "#f3f3f3", "")
 WAITING = Shade("waiting for a peer", "#f3f3f3", "#c4c4c4", "#e6e6e6", "/////")
 TRANSFER = Shade("transfer", "#fbe3ec", "#dc8fae", "#eeb6cc", "\\\\" * 6)
+
+_PALEST = 0.5
+"""How much white the last of a rank's chunks gets."""
+
+
+def tinted(kind: OpKind, chunk: int, chunks: int) -> tuple[str, str]:
+    """Returns the colours of bar and text of an op on a rank's `chunk`-th of `chunks` stages, the later the paler."""
+    fill, ink = look(kind).fill, look(kind).ink
+    if not chunk:
+        return fill, ink
+    white = _PALEST * chunk / (chunks - 1)
+    channels = [round(value + (255 - value) * white) for value in bytes.fromhex(fill.removeprefix("#"))]
+    light = sum(weight * value for weight, value in zip((0.299, 0.587, 0.114), channels, strict=True)) > 140
+    return "#" + bytes(channels).hex(), "#1b1b1b" if light else "#ffffff"
+
+
+def chunks_of(timeline: Timeline) -> dict[tuple[int, int], tuple[int, int]]:
+    """Returns (rank, stage) -> (which of its rank's stages it is, how many the rank has)."""
+    stages: dict[int, set[int]] = {}
+    for span in timeline.spans:
+        stages.setdefault(span.rank, set()).add(span.op.stage)
+    return {
+        (rank, stage): (chunk, len(held)) for rank, held in stages.items() for chunk, stage in enumerate(sorted(held))
+    }

@@ -25,10 +25,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import offset_copy
 
 from penstock.errors import UserError
+from penstock.ir.ops import OpKind
 from penstock.timeline import Timeline
 from penstock.view.bars import draw_bars
 from penstock.view.curves import draw_memory
-from penstock.view.palette import IDLE, LOOKS, OTHER, TRANSFER, WAITING, Shade
+from penstock.view.palette import IDLE, LOOKS, OTHER, TRANSFER, WAITING, Shade, chunks_of, tinted
 from penstock.view.units import Unit, time_unit
 
 FORMATS: dict[str, dict[str, str | None]] = {
@@ -217,6 +218,8 @@ def _legend(figure: Figure, panels: Mapping[str, Timeline], layout: _Layout) -> 
         Patch(facecolor=shade.fill, edgecolor=shade.edge, hatch=shade.hatch, linewidth=0, label=shade.word)
         for shade in shades
     ]
+    if any(chunk for timeline in panels.values() for chunk, _ in chunks_of(timeline).values()):
+        handles.append(Patch(facecolor=tinted(OpKind.F, 1, 2)[0], label="paler: later chunk"))
     width, height = figure.get_size_inches()
     figure.legend(
         handles=handles,
