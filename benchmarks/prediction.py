@@ -3,8 +3,8 @@
 python benchmarks/prediction.py [--models tiny d256 llama linear] [--schedules gpipe one_f_one_b …] [--rounds 9]
 
 Two processes, one core and one thread each, messages through shared memory. For each model: both ranks profile its
-layers, host and messages (`penstock.profile`), before and after the runs; all schedules run in rounds, one step each, so
-that a busy moment is busy for all of them. No time of a run enters its prediction.
+layers, host and messages (`penstock.profile`), before and after the runs; all schedules run in rounds, one step each,
+so that a busy moment is busy for all of them. No time of a run enters its prediction.
 
 - `error`: the predicted step by the median of the measured ones, less 1.
 - `compute transfer waiting host`: what the difference is made of (`penstock.profiler.causes`), in % of the step.

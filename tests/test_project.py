@@ -14,7 +14,7 @@ from penstock._version import __version__
 ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "src" / "penstock"
 
-MAY_IMPORT_TORCH = {"__main__", "cli", "train", "testing", "checkpoint", "runtime", "profile", "models"}
+MAY_IMPORT_TORCH = {"__main__", "cli", "train", "testing", "checkpoint", "runtime", "profiler", "models"}
 """The top-level modules outside the pure core, the same as in pyproject's import contract."""
 
 IMPORT_SECONDS = 0.15

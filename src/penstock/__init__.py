@@ -31,6 +31,16 @@ if TYPE_CHECKING:
     )
     from penstock.optimize import Optimized, Search, optimize_schedule
     from penstock.partition import Balanced, LayerCosts, Partition, best_partition
+    from penstock.planner import (
+        Fleet,
+        Plan,
+        Planned,
+        load_fleet,
+        load_plan,
+        plan_from_json,
+        plan_to_json,
+        plan_training,
+    )
     from penstock.profiler import Prediction, Profile, load_profile, predict, profile, save_profile
     from penstock.runtime import (
         LoopbackTransport,
@@ -90,6 +100,16 @@ _HOMES = {
     ),
     "optimize": ("Optimized", "Search", "optimize_schedule"),
     "partition": ("Balanced", "LayerCosts", "Partition", "best_partition"),
+    "planner": (
+        "Fleet",
+        "Plan",
+        "Planned",
+        "load_fleet",
+        "load_plan",
+        "plan_from_json",
+        "plan_to_json",
+        "plan_training",
+    ),
     "profiler": ("Prediction", "Profile", "load_profile", "predict", "profile", "save_profile"),
     "runtime": (
         "LoopbackTransport",
@@ -139,6 +159,7 @@ __all__ = [
     "Balanced",
     "Cluster",
     "Device",
+    "Fleet",
     "LayerCosts",
     "LayerSpec",
     "Link",
@@ -151,6 +172,8 @@ __all__ = [
     "PenstockError",
     "Pipeline",
     "Placement",
+    "Plan",
+    "Planned",
     "Prediction",
     "Profile",
     "Program",
@@ -175,6 +198,8 @@ __all__ = [
     "gis",
     "gpipe",
     "interleaved_1f1b",
+    "load_fleet",
+    "load_plan",
     "load_profile",
     "load_schedule",
     "lower",
@@ -190,6 +215,9 @@ __all__ = [
     "pipemare",
     "pipemare_delays",
     "pipemare_learning_rate",
+    "plan_from_json",
+    "plan_to_json",
+    "plan_training",
     "predict",
     "profile",
     "program_from_json",

@@ -153,7 +153,7 @@ def check_against_reference(  # noqa: PLR0913  # as above
     if cut(twin).fill is None:  # else the pipeline makes its parameters, without gradients
         _whole(twin).zero_grad()
 
-    def rank(transport: LoopbackTransport) -> tuple[str, torch.Tensor, dict[str, torch.Tensor]]:
+    def rank(transport: LoopbackTransport) -> tuple[Pipeline, torch.Tensor, dict[str, torch.Tensor]]:
         pipe = Pipeline(
             twin,
             loss_fn,
@@ -165,13 +165,15 @@ def check_against_reference(  # noqa: PLR0913  # as above
             seed=seed,
         )
         loss = pipe.step(inputs, targets)
-        return pipe.schedule.name, loss, {name: p.grad for name, p in pipe.named_parameters() if p.grad is not None}
+        return pipe, loss, {name: p.grad for name, p in pipe.named_parameters() if p.grad is not None}
 
     parts = run_ranks(rank, num_ranks)
     found = {name: grad for _, _, grads in parts for name, grad in grads.items()}
     names = [*expected, *(name for name in found if name not in expected)]
-    errors = {name: _relative_error(found.get(name), expected.get(name)) for name in names}
-    return ReferenceCheck(parts[0][0], num_ranks, _relative_error(parts[0][1], loss), errors)
+    pipe = parts[0][0]
+    tied = {name: tie.holders[0][1] for tie in pipe.plan.ties for _, name in tie.holders}  # a copy -> whose it is
+    errors = {name: _relative_error(found.get(name), expected.get(tied.get(name, name))) for name in names}
+    return ReferenceCheck(pipe.schedule.name, num_ranks, _relative_error(parts[0][1], loss), errors)
 
 
 def _with_numbers(model: Any, seed: int | None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,6 +69,8 @@ def test_transformers_opens_what_a_pipeline_has_trained(tmp_path: Path, model_ty
     before = AutoModelForCausalLM.from_pretrained(tmp_path / "before").state_dict()
     assert any(not torch.equal(value, before[name]) for name, value in opened.state_dict().items())
     torch.testing.assert_close(opened(input_ids=ids(), use_cache=False).logits, out, rtol=1e-6, atol=1e-7)
+    index = json.loads((tmp_path / "after" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(each.nbytes for each in opened.parameters())  # what is tied, once
     names = sorted(file.name for file in (tmp_path / "after").iterdir())
     assert names == [
         "config.json", "generation_config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
@@ -75,8 +78,12 @@ def test_transformers_opens_what_a_pipeline_has_trained(tmp_path: Path, model_ty
     ]  # fmt: skip
 
 
+NOT_TRIED = {"dots3_note_text", "gemma4_unified_text", "phi4_multimodal"}
+"""No tiny model can be made of them, or they cannot be cut: docs/models.md says why."""
+
+
 @pytest.mark.models
-@pytest.mark.parametrize("model_type", sorted({*WITHOUT_PLAN, *model_types(planned=True)} - set(CANNOT)))
+@pytest.mark.parametrize("model_type", sorted({*WITHOUT_PLAN, *model_types(planned=True)} - {*CANNOT, *NOT_TRIED}))
 def test_every_class_is_drawn_read_and_written_as_transformers_does_it(tmp_path: Path, model_type: str):
     """Fresh numbers alike in two layouts; a directory of transformers' read; one that is written opened again."""
     model = saved(tmp_path / "before", model_type)
@@ -152,13 +159,15 @@ def test_a_tied_weight_is_read_where_it_is_used_and_has_one_gradient(tmp_path: P
 
 
 def test_another_type_is_what_the_numbers_are_rounded_to(tmp_path: Path):
+    """Symptom: ranks that are threads disagreed on types. Cause: making a model sets the whole process's default."""
     model = saved(tmp_path, "llama")
 
     def rank(transport: Any) -> dict[str, Tensor]:
         return pipeline(tmp_path, transport, dtype=torch.bfloat16).state_dict()
 
-    for name, value in ps.run_ranks(rank, 1)[0].items():
-        assert torch.equal(value, model.state_dict()[name].to(torch.bfloat16)), name
+    for own in ps.run_ranks(rank, 3):
+        for name, value in own.items():
+            assert torch.equal(value, model.state_dict()[name].to(torch.bfloat16)), name
 
 
 def refused(folder: Path, error: type[Exception] = CheckpointError, p: int = 1) -> str:
@@ -178,6 +187,13 @@ def test_a_directory_that_cannot_serve_is_refused_in_one_sentence(tmp_path: Path
     assert "is a pickle" in refused(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not safetensors")
     assert "cannot be opened as safetensors" in refused(tmp_path)
+
+
+def test_without_transformers_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ModelError, match=r"pip install 'penstock\[hf\]'"):
+        meta_model(tmp_path)
 
 
 def test_an_index_that_leads_out_of_the_directory_or_nowhere_is_refused(tmp_path: Path):

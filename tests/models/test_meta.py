@@ -80,7 +80,7 @@ def test_one_seed_gives_every_layout_the_same_bits(model_type: str):
 
 
 def test_dropout_is_the_same_in_every_layout():
-    """Symptom: GPT-2 drew another dropout in each layout. Cause: it drops the sum of its embeddings, between its parts."""
+    """Symptom: GPT-2 drew another one in each layout. Cause: it drops the sum of its embeddings, between its parts."""
     untied = {"tie_word_embeddings": False}  # the two gradients of a tied weight are added in another order
     model = meta_model(config("gpt2", resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3, **untied))
     whole = states(model, 1, trained=True)

@@ -10,7 +10,7 @@ import pytest
 
 import penstock as ps
 from penstock.errors import UserError
-from penstock.optimize import Search, optimize_schedule
+from penstock.optimize import Search, optimize_schedule, placements
 
 ROWS = json.loads((Path(__file__).parent.parent / "reference" / "optimal_small.json").read_text())["rows"]
 
@@ -75,6 +75,29 @@ def test_uneven_stages_are_never_slower_than_a_named_schedule_and_within_memory(
 def test_the_same_seed_finds_the_same_order():
     first, second = (optimize_schedule(3, 6, search=Search(effort=0.3, seed=5)) for _ in range(2))
     assert first.schedule == second.schedule
+
+
+def test_of_several_placements_the_best_is_taken_as_if_each_were_searched_alone():
+    """A placement whose bound is above what is known already is left out, which changes nothing."""
+    random = Random(1)
+    costs = ps.StageCosts(*([random.uniform(0.7, 1.3) for _ in range(8)] for _ in range(3)))
+    several = list(placements(4, 2).values())
+    alone = [optimize_schedule(4, 8, costs=costs, placement=each, search=Search(effort=0.3)) for each in several]
+    together = optimize_schedule(4, 8, costs=costs, placement=several, search=Search(effort=0.3))
+    assert together.value == min(found.value for found in alone)
+    assert together.lower_bound == min(found.lower_bound for found in alone)
+    for found in alone:
+        assert together.value <= min(found.named.values(), default=float("inf")) + 1e-9
+
+
+def test_the_reason_says_what_was_found_and_what_it_was_compared_with():
+    found = optimize_schedule(2, 4)
+    assert found.reason == (
+        "makespan 13, found by zb_h1, no order of these stages is faster; no other of 3 named schedules that fit the "
+        "memory takes less"
+    )
+    better = optimize_schedule(2, 4, costs=ps.StageCosts([1, 2], [2, 1], [1, 3]), search=Search(objective="span"))
+    assert better.reason.startswith(f"span {better.value:.6g}, found by {better.source}")
 
 
 @pytest.mark.parametrize(

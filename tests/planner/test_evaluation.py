@@ -125,9 +125,20 @@ def test_a_tied_head_on_the_rank_of_the_embedding_takes_no_memory_of_its_own() -
     assert untied.memory[1] == tied.memory[1]
 
 
-def test_the_moments_of_an_order_are_its_peaks() -> None:
+@pytest.mark.parametrize(("kept", "waiting"), [(5, 3), (1, 9)])
+def test_the_moments_of_an_order_are_its_peaks(kept: int, waiting: int) -> None:
     order = order_of("zb_h1", 4, 8, 1)
-    costs = StageCosts(activation_bytes=5, deferred_bytes=3)
-    simulated = simulate(order.schedule, costs).peak_memory
-    kept, waiting = np.full(4, 5.0), np.full(4, 3.0)
-    assert [one.most(kept, waiting) for one in order.moments] == list(simulated)
+    simulated = simulate(order.schedule, StageCosts(activation_bytes=kept, deferred_bytes=waiting)).peak_memory
+    sizes = np.full(4, float(kept)), np.full(4, float(waiting))
+    assert [one.most(*sizes) for one in order.moments] == list(simulated)
+
+
+def test_the_memory_of_a_rank_by_hand() -> None:
+    # Rank 1 of four under 1F1B: layers 2 and 3, three microbatches in flight, two buffers each for what comes in and
+    # for the gradient that comes back, and none on the far sides of the model.
+    known, found = evaluated(fleet(), candidate("one_f_one_b", pipeline=4), "never")
+    layers = known.classes(found.candidate.degrees, 1, 0)[0].layers
+    state = (layers.parameter + layers.gradient + layers.optimizer)[2:4].sum()
+    assert found.memory[1] == pytest.approx(state + 3 * layers.activation[2:4].sum() + 4 * layers.boundary[1])
+    state = (layers.parameter + layers.gradient + layers.optimizer)[:2].sum()
+    assert found.memory[0] == pytest.approx(state + 4 * layers.activation[:2].sum() + 2 * layers.boundary[1])

@@ -13,7 +13,7 @@ from penstock.partition import LayerCosts
 from penstock.planner import DeviceKind, Fleet, Hosts, Limits, Network, Planned, describe, load_fleet, plan_training
 from penstock.planner.candidates import estimates
 from penstock.planner.evaluation import evaluate
-from penstock.planner.reasons import layer_too_large
+from penstock.planner.reasons import _largest_layer, layer_too_large
 from penstock.planner.search import _first_cuts
 
 CLUSTERS = Path(__file__).parents[2] / "examples" / "clusters"
@@ -69,6 +69,14 @@ def test_a_reason_accounts_for_the_whole_difference() -> None:
     assert f"{max(parts):.3g} s less" in first.reason
 
 
+def test_of_equal_steps_the_one_of_less_memory_stands_first() -> None:
+    kept = {"tensor": (1,), "pipeline": (2,), "microbatch_sizes": (2,), "sharding": (0,)}
+    first, second = planned(fleet(hosts=1, devices=2), schedules=("gpipe", "one_f_one_b"), **kept).plans
+    assert first.forecast.step_seconds == pytest.approx(second.forecast.step_seconds, rel=1e-12)
+    assert max(first.forecast.memory_bytes) < max(second.forecast.memory_bytes)
+    assert first.reason.startswith(f"as fast as {second.name}, in ")
+
+
 def test_limits_are_kept() -> None:
     found = planned(fleet(), tensor=(2,), pipeline=(2,), schedules=("gpipe",), sharding=(1,), microbatch_sizes=(2,))
     (plan,) = found.plans
@@ -110,8 +118,11 @@ def test_a_layer_too_large_for_a_device_is_told_with_the_degree_that_fits() -> N
     vast = {**LLAMA_405B, "hidden_size": 131072, "intermediate_size": 8 * 53248}
     with pytest.raises(UserError, match=r"too large .* tensor degree 1: .*tensor degree (16|32|64) would fit"):
         plan_training(vast, mixed, global_batch=8, sequence=4096)
-    known = costing(small)
-    assert layer_too_large(known, [2, 4], 0) is None
+    assert layer_too_large(costing(small), [2, 4], 0) is None
+    of_two = _largest_layer(costing(small), 2, 0)[1]
+    told = layer_too_large(costing(fleet(hosts=1, devices=4, memory_bytes=of_two * 0.99)), [1], 0)
+    assert told is not None
+    assert told.endswith("tensor degree 4 would fit")
     assert layer_too_large(costing(fleet(hosts=1, devices=4)), [1], 0) is None
 
 

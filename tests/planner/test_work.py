@@ -8,7 +8,8 @@ from penstock.cluster import Link
 from penstock.errors import UserError
 from penstock.partition import LayerCosts
 from penstock.planner import DeviceKind, MeasuredLayers, StateBytes, describe
-from penstock.planner.work import described_work, profiled_work
+from penstock.planner.measured import profiled_work
+from penstock.planner.work import described_work
 
 IDEAL = DeviceKind("ideal", 80e9, 1e15, efficiency=1.0)
 FREE = Link()

@@ -68,6 +68,16 @@ def test_the_summary_shows_them_once_they_are_known():
     assert "inc [2, 4, 10, 10] float64, silu [2, 6, 5, 5] float64" in first
 
 
+def test_the_summary_counts_parameters_of_the_model_itself():
+    model = made("TwoTowers")
+
+    def rank(transport: ps.LoopbackTransport) -> str:
+        return ps.Pipeline(model, loss_of, transport=transport, num_microbatches=1).summary()
+
+    summary = ps.run_ranks(rank, 1, timeout_seconds=5)[0]
+    assert f" {sum(parameter.numel() for parameter in model.parameters()):,} parameters, 100%" in summary
+
+
 def test_what_is_kept_is_what_autograd_saves_beside_parameters_and_input():
     model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 2))
 

@@ -10,7 +10,7 @@ from penstock.planner import Forecast, Plan, plan_to_json
 from penstock.schedules import named_schedule
 from penstock.train.config import Config, PipelineConfig
 from penstock.train.config_file import resolve
-from penstock.train.planned import recompute_of, schedule_of, with_plan
+from penstock.train.planned import recompute_of, schedule_of, with_ends, with_plan
 from penstock.train.preflight import check_layout
 
 PLAN = Plan(
@@ -63,6 +63,15 @@ def test_the_schedule_has_the_chunks_planned(plan_file: str) -> None:
 def test_layers_to_run_again_are_named(plan_file: str) -> None:
     assert recompute_of(resolve(["--plan", plan_file])) == ["block_0", "block_3"]
     assert recompute_of(Config()) is None
+
+
+def test_a_plan_is_laid_onto_a_model_with_more_at_its_ends() -> None:
+    names = ["wte", "wpe", "h.0", "h.1", "h.2", "h.3", "norm", "head"]
+    layout = with_ends(with_plan(Config(), PLAN), names).pipeline
+    assert layout.partition == (2, 1, 1, 1, 1, 2)
+    assert layout.recompute == (2, 5)
+    with pytest.raises(ConfigError, match=r"a model of 4 blocks, and model.hf has 2; plan for this one"):
+        with_ends(with_plan(Config(), PLAN), ["wte", "h.0", "h.1", "head"])
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,18 @@ def test_a_partition_has_an_entry_per_stage() -> None:
         check_layout(_layout(partition=(1, 1, 2)))
 
 
+def test_what_a_search_will_find_is_checked_for_its_sizes() -> None:
+    check_layout(_layout(schedule="auto", partition="auto"))
+    check_layout(_layout(schedule="auto", partition=(1, 1, 1, 1)))  # two stages a rank
+    check_layout(_layout(partition="auto"))
+    with pytest.raises(PartitionError, match="has 3 stages; the schedule has 2"):
+        check_layout(_layout(schedule="auto", partition=(1, 1, 2)))
+    with pytest.raises(PartitionError, match="4 layers cannot fill 5 stages"):
+        check_layout(_layout(ranks=5, schedule="auto", partition="auto"))
+    with pytest.raises(ConfigError, match='pipeline.chunks=2 and pipeline.schedule="auto"'):
+        check_layout(_layout(schedule="auto", chunks=2))
+
+
 def test_an_unknown_schedule_is_named() -> None:
     with pytest.raises(ScheduleError, match="gpip"):
         check_layout(_layout(schedule="gpip"))

@@ -122,11 +122,18 @@ def _check_alike(managed: Managed, saved: _Saved, first: _Saved, *, names: tuple
             f'"{names[1]}" was saved with the optimizer {saved.record.kind} and this is {kind}; '
             f"resume with {saved.record.kind}, or load without optimizer="
         )
-    if (saved.group.settings, saved.group.scheduler) != (first.group.settings, first.group.scheduler):
+    if _told(saved, managed) != _told(first, managed):
         raise CheckpointError(
             f'"{names[0]}" and "{names[1]}" are in one parameter group and were saved with different settings; '
             "make the parameter groups that were saved"
         )
+
+
+def _told(saved: _Saved, managed: Managed) -> tuple[Any, ...]:
+    """Returns what the parameters of one group must have had alike."""
+    if managed.scheduler is None:
+        return (saved.group.settings,)
+    return saved.group.settings, saved.group.scheduler, saved.record.scheduler
 
 
 def _check_scheduler(managed: Managed, states: Sequence[Any]) -> None:

@@ -148,7 +148,7 @@ class Saver:
     wrong there is raised by the next `save` or `wait`, on every rank. Leaving the `with` block waits.
 
     Args:
-        root: as for `save`.
+        root: as for `save`; nothing else saves there meanwhile.
         pipe: likewise.
         keep: likewise.
         timeout_seconds: deadline of the waits for a thread that writes.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import tyro
 from rich.console import Console
@@ -18,6 +18,9 @@ from penstock.errors import UserError, nearest
 from penstock.ir.placement import Placement
 from penstock.notation import schedule_to_json
 from penstock.optimize import Optimized, Search, optimize_schedule, placements
+from penstock.partition import Partition
+from penstock.profiler.costs import layer_costs
+from penstock.profiler.files import is_profile, load_profile
 from penstock.view.terminal import print_grid
 from penstock.view.units import time_unit
 
@@ -49,7 +52,8 @@ class Optimize(CostOptions, PictureOptions):
     placement: Literal["looped", "v", "wave", "free"] = "looped"
     """Where stages lie; free takes the best of those in use."""
     stage_costs: InputFile = None
-    """A JSON file with fields of StageCosts, such as {"forward": [1, 2], "input_grad": [1, 2]}; for uneven stages."""
+    """A profile, or a JSON file with fields of StageCosts, such as {"forward": [1, 2], "input_grad": [1, 2]}; for
+    uneven stages."""
     memory: OptionalMemory = None
     """The most that a rank may keep, in the unit of --activation; left out, what 1F1B keeps."""
     activation: float = 1.0
@@ -81,8 +85,15 @@ class Optimize(CostOptions, PictureOptions):
         given: dict[str, object] = {field.name: getattr(uniform, field.name) for field in fields(uniform)}
         given |= {"activation_bytes": self.activation, "deferred_bytes": self.deferred}
         if self.stage_costs is not None:
-            given |= _read_costs(self.stage_costs)
+            given |= self._of_profile() if is_profile(self.stage_costs) else _read_costs(self.stage_costs)
         return StageCosts(**given)  # type: ignore[arg-type]  # StageCosts checks what a file holds
+
+    def _of_profile(self) -> dict[str, object]:
+        """Returns the costs of the profile's layers in equal numbers on the stages."""
+        costs = layer_costs(load_profile(cast(Path, self.stage_costs)))
+        num_stages = self.placements()[0].num_stages
+        staged = costs.stage_costs(Partition.uniform(costs.num_layers, num_stages))
+        return {field.name: getattr(staged, field.name) for field in fields(staged)}
 
     def placements(self) -> list[Placement]:
         """Returns the placements to try.
@@ -120,13 +131,14 @@ def run(argv: list[str]) -> int:
     options = parse(Optimize, argv, command="optimize")
     num_ranks, num_microbatches = options.sizes()
     options.pictures()
+    where = options.placements()
     best = optimize_schedule(
         num_ranks,
         num_microbatches,
         costs=options.all_costs(),
         cluster=options.cluster(num_ranks),
         memory_limit=options.memory,
-        placement=options.placements(),
+        placement=where,
         search=Search(options.objective, options.effort, options.gap, options.seconds, options.exact, options.seed),
     )
     console = Console()

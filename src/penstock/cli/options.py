@@ -42,6 +42,7 @@ Chunks = Annotated[
     tyro.conf.arg(aliases=["-v"], metavar="INT", constructor=int, help_behavior_hint="(default: the schedule's own)"),
 ]
 OutputFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE", constructor=Path, help_behavior_hint="")]
+InputFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE", constructor=Path, help_behavior_hint="")]
 OptionalSeconds = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", constructor=float, help_behavior_hint="")]
 
 

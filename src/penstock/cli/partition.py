@@ -17,6 +17,8 @@ from penstock.cli.options import Chunks, Microbatches, Ranks, parse, read_schedu
 from penstock.cluster import Cluster, Device, Link
 from penstock.errors import UserError, nearest
 from penstock.partition import Balanced, LayerCosts, best_partition
+from penstock.profiler.costs import layer_costs
+from penstock.profiler.files import is_profile, load_profile
 from penstock.view.units import size_unit, time_unit
 
 OptionalBytes = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", constructor=float, help_behavior_hint="")]
@@ -32,7 +34,8 @@ class PartitionOptions:
     """
 
     costs: InputFile = None
-    """A JSON file with fields of LayerCosts: {"forward": [1, 1, 3], "input_grad": [1, 1, 3], "names": […]}."""
+    """A profile, or a JSON file with fields of LayerCosts: {"forward": [1, 1, 3], "input_grad": [1, 1, 3], "names":
+    […]}."""
     layers: int = 24
     """Number of equal layers, where no file is given."""
     embedding: float = 0.0
@@ -131,6 +134,8 @@ def _table(best: Balanced, costs: LayerCosts, ranks: tuple[int, ...]) -> Table:
 
 
 def _read_costs(path: Path) -> LayerCosts:
+    if is_profile(path):
+        return layer_costs(load_profile(path))
     try:
         given: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

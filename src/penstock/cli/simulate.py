@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 
 from penstock.cli.costs import CostOptions
-from penstock.cli.options import Chunks, Microbatches, OutputFile, Ranks, Subject, parse, read_schedule
+from penstock.cli.options import Chunks, InputFile, Microbatches, OutputFile, Ranks, Subject, parse, read_schedule
 from penstock.cli.outputs import PictureOptions, say_written, write_timelines
 from penstock.lowering import lower
 from penstock.notation.timelines import PLANNED, Recording, save_recording
+from penstock.profiler.files import load_profile
+from penstock.profiler.prediction import Prediction, predict
 from penstock.simulator import simulate
 from penstock.timeline import Timeline
 from penstock.verifier import verify
 from penstock.view.tables import rank_table
-from penstock.view.units import time_unit
+from penstock.view.units import size_unit, time_unit
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Simulate(CostOptions, PictureOptions):
     """Number of microbatches m, for a schedule given by name."""
     num_chunks: Chunks = None
     """Number of stages a rank v, for a schedule given by name."""
+    profile: InputFile = None
+    """A profile of a model, in place of costs: its layers in equal numbers on the stages, its host and its links."""
     gathered: int | None = None
     """Data-parallel replicas share parameters, and a rank holds those of so many stages at once."""
     unshard: float = 0.0
@@ -51,16 +55,32 @@ def run(argv: list[str]) -> int:
         num_chunks=options.num_chunks,
         given=options.given,
     )
-    costs = replace(options.costs(), unshard=options.unshard)
     program = verify(lower(schedule, gathered=options.gathered)).program
-    timeline = simulate(program, costs, options.cluster(schedule.num_ranks))
     console = Console()
-    _report(console, schedule.name, timeline)
+    if options.profile is not None:
+        expected = predict(load_profile(options.profile), program)
+        timeline = expected.timeline
+        _report(console, schedule.name, timeline)
+        _report_prediction(console, expected)
+    else:
+        costs = replace(options.costs(), unshard=options.unshard)
+        timeline = simulate(program, costs, options.cluster(schedule.num_ranks))
+        _report(console, schedule.name, timeline)
     if options.json is not None:
         save_recording(Recording(schedule, {PLANNED: timeline}), options.json)
         say_written(console, options.json)
     write_timelines(console, {schedule.name: timeline}, options, perfetto=options.perfetto)
     return 0
+
+
+def _report_prediction(console: Console, expected: Prediction) -> None:
+    unit, size = time_unit(expected.seconds), size_unit(max(expected.peak_bytes))
+    lines = {
+        "step": f"{unit.text(expected.seconds)}  (from call to return)",
+        "peak memory": f"{', '.join(map(size.number, expected.peak_bytes))} {size.name}  (by rank, without optimizer)",
+    }
+    for label, value in lines.items():
+        console.print(f"{label:<16} {value}", highlight=False, soft_wrap=True)
 
 
 def _report(console: Console, name: str, timeline: Timeline) -> None:

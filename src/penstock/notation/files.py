@@ -53,6 +53,10 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     keepers: list[int] = []
 
 
+_HEADINGS, _FILES = msgspec.json.Decoder(_Heading), msgspec.json.Decoder(_File)
+"""Made once: threads that are the first to decode a type, as ranks over loopback may be, crash in msgspec 0.22."""
+
+
 def schedule_to_json(schedule: Schedule) -> str:
     """Returns `schedule` as JSON text."""
     check_type("schedule", schedule, Schedule, example="e.g. penstock.gpipe(4, 8)")
@@ -79,7 +83,7 @@ def schedule_from_json(text: str | bytes) -> Schedule:
     check_type("text", text, str, bytes, example="what penstock.schedule_to_json returns")
     try:
         check_heading(text, FORMAT, VERSION, what="schedule")
-        file = msgspec.json.decode(text, type=_File)
+        file = _FILES.decode(text)
         placement = Placement.replicas(*file.placement)
         ranks = tuple(
             tuple(parse_op(cell, rank=rank, placement=placement) for cell in cells)
@@ -150,7 +154,7 @@ def format_of(text: str | bytes) -> str:
     Raises:
         msgspec.DecodeError: it is not JSON, or does not say.
     """
-    return msgspec.json.decode(text, type=_Heading).format
+    return _HEADINGS.decode(text).format
 
 
 def check_heading(text: str | bytes, expected: str, version: int, *, what: str) -> None:
@@ -160,7 +164,7 @@ def check_heading(text: str | bytes, expected: str, version: int, *, what: str) 
         NotationError: another format or version.
         msgspec.DecodeError: not JSON, or neither is said.
     """
-    heading = msgspec.json.decode(text, type=_Heading)
+    heading = _HEADINGS.decode(text)
     if heading.format != expected:
         taken = f", which {_READERS[heading.format]} takes" if heading.format in _READERS else ""
         raise NotationError(f'the file says format "{heading.format}"{taken}; a {what} says "{expected}"')

@@ -55,6 +55,9 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     ranks: list[list[str]]
 
 
+_FILES = msgspec.json.Decoder(_File)  # made once, for threads: see notation/files.py
+
+
 def program_to_json(program: Program) -> str:
     """Returns `program` as JSON text.
 
@@ -79,7 +82,7 @@ def program_from_json(text: str | bytes) -> Program:
     """
     try:
         check_heading(text, FORMAT, VERSION, what="program")
-        file = msgspec.json.decode(text, type=_File)
+        file = _FILES.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise NotationError(f"not a program file: {error}{remedy(error)}") from None
     try:

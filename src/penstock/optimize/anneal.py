@@ -14,7 +14,7 @@ import numpy as np
 from penstock.optimize.policies import Found
 from penstock.optimize.problem import Problem
 from penstock.simulator.jit import jit
-from penstock.simulator.orders import run_words
+from penstock.simulator.orders import run_on, run_words
 
 _REACH = 0.7
 """The chance that an op passes one more op."""
@@ -118,6 +118,36 @@ def _critical(  # noqa: PLR0913
 
 
 @jit
+def _rerun(  # noqa: PLR0913
+    words: Any, lengths: Any, times: Any, old: Any, rank: int, begin: int, starts: Any, forward: Any, backward: Any
+) -> tuple[float, float]:
+    """Returns what the words take that differ from those of the starts `old` on `rank` from position `begin` on.
+
+    Whatever started before the op that was there cannot have waited for it or what follows, and starts as before.
+    """
+    seconds, down, up = times
+    moment = old[rank, begin]
+    at, clock = np.zeros(len(lengths), np.int64), np.zeros(len(lengths))
+    done = np.zeros((2, len(down)), np.int64)
+    for other in range(len(lengths)):
+        length, position = begin if other == rank else lengths[other], 0
+        while position < length and old[other, position] < moment:
+            letter = words[other, position]
+            stage, kind = letter // 4, letter % 4
+            starts[other, position] = old[other, position]
+            clock[other] = old[other, position] + seconds[letter]
+            if kind == 0:
+                forward[stage, done[0, stage]] = clock[other]
+                done[0, stage] += 1
+            elif kind != 3:
+                backward[stage, done[1, stage]] = clock[other]
+                done[1, stage] += 1
+            position += 1
+        at[other] = position
+    return run_on(words, lengths, seconds, down, up, starts, forward, backward, at, clock, done)
+
+
+@jit
 def _score(words: Any, lengths: Any, seconds: Any, starts: Any, spans: bool, makespan: float, span: float) -> Any:
     """Returns the objective, the sum of what it is the largest of, and the rank where it is largest."""
     total, longest, worst = 0.0, -1.0, 0
@@ -145,7 +175,7 @@ def _anneal(  # noqa: PLR0912, PLR0915, C901  # one loop, all of it numbers
     steps, seed, goal = search
     warmth, reach, flat = tuning
     num_ranks, num_stages = len(lengths), len(down)
-    starts = np.zeros(best.shape)
+    starts, kept = np.zeros(best.shape), np.zeros(best.shape)
     forward, backward = np.zeros((num_stages, num_microbatches)), np.zeros((num_stages, num_microbatches))
     counts, turns = np.zeros((3, num_stages), np.int64), np.zeros((2, num_stages), np.int64)
     where = np.zeros((3, num_stages, num_microbatches), np.int64)
@@ -154,10 +184,10 @@ def _anneal(  # noqa: PLR0912, PLR0915, C901  # one loop, all of it numbers
     state = np.array([seed], np.int64)
     for _ in range(3):
         _random(state)
-    makespan, span = run_words(words, lengths, seconds, down, up, starts, forward, backward)
-    value, total, worst = _score(words, lengths, seconds, starts, spans, makespan, span)
+    makespan, span = run_words(words, lengths, seconds, down, up, kept, forward, backward)
+    value, total, worst = _score(words, lengths, seconds, kept, spans, makespan, span)
     cost, best_value, best_cost = value + flat * total / num_ranks, value, value + flat * total / num_ranks
-    on_path = _critical(words, lengths, seconds, starts, turns, where, worst, path)
+    on_path = _critical(words, lengths, seconds, kept, turns, where, worst, path)
     for step in range(steps):
         if best_value <= goal:
             return best_value, step
@@ -183,7 +213,7 @@ def _anneal(  # noqa: PLR0912, PLR0915, C901  # one loop, all of it numbers
             words[rank, position] = letter
         makespan = -1.0
         if _allowed(words[rank], lengths[rank], counts, activation, deferred, limit[rank]):
-            makespan, span = run_words(words, lengths, seconds, down, up, starts, forward, backward)
+            makespan, span = _rerun(words, lengths, times, kept, rank, begin, starts, forward, backward)
         if makespan < 0:
             words[rank] = old
             continue
@@ -191,7 +221,8 @@ def _anneal(  # noqa: PLR0912, PLR0915, C901  # one loop, all of it numbers
         new_cost = new_value + flat * new_total / num_ranks
         if new_cost <= cost or _random(state) < np.exp((cost - new_cost) / max(temperature, 1e-300)):
             cost, value, worst = new_cost, new_value, new_worst
-            on_path = _critical(words, lengths, seconds, starts, turns, where, worst, path)
+            starts, kept = kept, starts
+            on_path = _critical(words, lengths, seconds, kept, turns, where, worst, path)
             if cost < best_cost:
                 best_cost, best_value = cost, value
                 best[:] = words

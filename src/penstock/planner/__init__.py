@@ -9,10 +9,11 @@ if TYPE_CHECKING:
     from penstock.planner.candidates import Limits
     from penstock.planner.fleet import DeviceKind, Fleet, Hosts, Network
     from penstock.planner.fleet_file import fleet_from_toml, load_fleet
+    from penstock.planner.measured import MeasuredLayers
     from penstock.planner.plan import Forecast, Plan
     from penstock.planner.plan_file import load_plan, plan_from_json, plan_to_json
     from penstock.planner.planning import Planned, Refused, plan_training
-    from penstock.planner.work import MeasuredLayers, StateBytes
+    from penstock.planner.work import StateBytes
 
 __all__ = [
     "DeviceKind",
@@ -40,10 +41,11 @@ _HOMES = {
     "candidates": ("Limits",),
     "fleet": ("DeviceKind", "Fleet", "Hosts", "Network"),
     "fleet_file": ("fleet_from_toml", "load_fleet"),
+    "measured": ("MeasuredLayers",),
     "plan": ("Forecast", "Plan"),
     "plan_file": ("load_plan", "plan_from_json", "plan_to_json"),
     "planning": ("Planned", "Refused", "plan_training"),
-    "work": ("MeasuredLayers", "StateBytes"),
+    "work": ("StateBytes",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

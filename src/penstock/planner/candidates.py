@@ -158,11 +158,9 @@ def _sizes(share: int, limits: Limits) -> list[int]:
 
 
 def _schedules(costing: Costing, degrees: Degrees, microbatches: int, limits: Limits) -> Iterator[tuple[str, int]]:
-    """Yields names with chunks; a pipeline of one rank has one order that keeps least."""
-    if degrees.pipeline == 1:
-        yield "one_f_one_b", 1
-        return
-    for name in limits.schedules:
+    """Yields names with chunks; of a single rank all orders take as long, and that of 1F1B keeps least."""
+    alone = degrees.pipeline == 1 and "one_f_one_b" in limits.schedules
+    for name in ("one_f_one_b",) if alone else limits.schedules:
         for chunks in ESTIMATES[name].chunks:
             enough_layers = degrees.pipeline * chunks <= len(costing.work.names)
             if enough_layers and (limits.chunks is None or chunks in limits.chunks):

@@ -24,6 +24,9 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     plan: Plan
 
 
+_FILES = msgspec.json.Decoder(_File)  # made once, for threads: see notation/files.py
+
+
 def plan_to_json(plan: Plan) -> str:
     """Returns `plan` as JSON text."""
     check_type("plan", plan, Plan, example="e.g. penstock.plan_training(…).plans[0]")
@@ -39,7 +42,7 @@ def plan_from_json(text: str | bytes) -> Plan:
     check_type("text", text, str, bytes, example="what penstock.plan_to_json returns")
     try:
         check_heading(text, FORMAT, VERSION, what="plan")
-        return msgspec.json.decode(text, type=_File).plan
+        return _FILES.decode(text).plan
     except NotationError:
         raise
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:

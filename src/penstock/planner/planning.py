@@ -18,10 +18,11 @@ from penstock.planner.costing import Costing
 from penstock.planner.description import ModelDescription, describe
 from penstock.planner.evaluation import Evaluation, link_between
 from penstock.planner.fleet import Fleet
+from penstock.planner.measured import MeasuredLayers, profiled_work
 from penstock.planner.plan import Forecast, Plan
 from penstock.planner.reasons import layer_too_large, too_large, why
 from penstock.planner.search import Found, search
-from penstock.planner.work import MeasuredLayers, ModelWork, StateBytes, described_work, profiled_work
+from penstock.planner.work import ModelWork, StateBytes, described_work
 from penstock.simulator import simulate
 from penstock.timeline import Timeline
 

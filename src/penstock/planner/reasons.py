@@ -19,6 +19,8 @@ _WORDS = {
     "ending": "exchanging gradients and updating",
 }
 """Part of a step -> what a person calls it."""
+_EQUAL = 1e-9
+"""Steps that differ by this share of them are equal but for rounding."""
 _NOTABLE = 0.1
 """A part is told where it makes up this share of all that differs."""
 
@@ -35,6 +37,9 @@ def why(plan: Plan, others: Sequence[Plan]) -> str:
 
 def _faster(plan: Plan, other: Plan) -> str:
     gained = other.forecast.step_seconds - plan.forecast.step_seconds
+    if gained <= _EQUAL * plan.forecast.step_seconds:
+        saved = max(other.forecast.memory_bytes) - max(plan.forecast.memory_bytes)
+        return f"as fast as {other.name}" + (f", in {_text_of(saved)} less memory" if saved > 0 else "")
     mine, theirs = plan.forecast.seconds, other.forecast.seconds
     differs = {name: theirs[name] - mine[name] for name in Parts._fields}
     notable = sum(map(abs, differs.values())) * _NOTABLE

@@ -100,9 +100,14 @@ def _may_fit(costing: Costing, estimated: Estimated) -> bool:
 def _distinct(plans: Iterable[Evaluation]) -> list[Evaluation]:
     """Returns the plans by their step; of those that differ in the sharding or what is outermost alone the fastest."""
     seen: dict[object, Evaluation] = {}
-    for plan in sorted(plans, key=lambda one: (one.seconds, one.candidate)):
+    for plan in sorted(plans, key=_place):
         seen.setdefault(_layout_of(plan.candidate), plan)
     return list(seen.values())
+
+
+def _place(plan: Evaluation) -> tuple[float, float, Candidate]:
+    """Returns what plans are ranked by: the step but for rounding, then memory."""
+    return float(f"{plan.seconds:.9g}"), max(plan.memory), plan.candidate
 
 
 def _layout_of(one: Candidate) -> tuple[object, ...]:

@@ -20,8 +20,8 @@ from penstock.costs import StageCosts
 from penstock.errors import UserError
 from penstock.ir.ops import OpKind
 from penstock.ir.program import Program
-from penstock.profiler.costs import Parts, Seconds
 from penstock.profiler.prediction import Prediction
+from penstock.profiler.stages import Parts, Seconds
 from penstock.simulator import simulate
 from penstock.timeline import Timeline
 

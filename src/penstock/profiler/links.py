@@ -95,8 +95,8 @@ def _sender(transport: Transport, links: Links, way: _Way, trial: _Trial) -> lis
         while time.perf_counter() < pause:
             pass
         links.begin(trial.size)
-        links.offer(_VALUE, boundary)
         begin = time.perf_counter()
+        links.offer(_VALUE, boundary)
         links.send(Transfer(OpKind.SEND_F, *_VALUE[1:], way.data), _VALUE)
         links.reap()
         moments.append((begin, time.perf_counter()))
@@ -107,17 +107,19 @@ def _sender(transport: Transport, links: Links, way: _Way, trial: _Trial) -> lis
 
 
 def _receiver(transport: Transport, links: Links, way: _Way, trial: _Trial) -> list[tuple[float, float]]:
-    """Receives some messages; returns when it asked for each and when it had it."""
+    """Receives some messages; returns when it asked for each, set back by the posting, and when it had it."""
     word = torch.zeros(1)
     moments = []
     for _ in range(_WARM_UP + _REPEATS):
         links.begin(trial.size)
+        begin = time.perf_counter()
         links.post(Transfer(OpKind.RECV_F, 1, *_VALUE[2:], way.data), _VALUE, 0)
+        posting = time.perf_counter() - begin
         answered = transport.send(way.answer, word)
         coming = transport.recv(way.word, word)
         if trial.mode == _READY:
             coming.wait()
-        begin = time.perf_counter()
+        begin = time.perf_counter() - posting
         links.take(_VALUE, way.data)
         moments.append((begin, time.perf_counter()))
         coming.wait()

@@ -17,7 +17,8 @@ from penstock.ir.program import Program
 from penstock.ir.schedule import Schedule
 from penstock.lowering import lower
 from penstock.partition import Partition
-from penstock.profiler.costs import Parts, ProfiledStage, cluster_of, parts_of, stage_costs, stages_of
+from penstock.profiler.costs import cluster_of
+from penstock.profiler.stages import Parts, ProfiledStage, parts_of, stage_costs, stages_of
 from penstock.profiler.values import Profile
 from penstock.simulator import simulate
 from penstock.timeline import Timeline
@@ -104,14 +105,35 @@ def _beyond(stage: ProfiledStage) -> _Beyond:
     kept = stage.kept()
     before = [0, *accumulate(kept)]
     forward = max(held + layer.forward_peak_bytes for held, layer in zip(before, stage.layers, strict=False))
-    freed = {
-        OpKind.B: kept,
-        OpKind.I: [max(0, held - later) for held, later in zip(kept, stage.deferred(), strict=True)],
-    }
-    usual = {kind: _backward_peak(stage, each, grads=False) for kind, each in freed.items()}
-    usual[OpKind.F] = max(0, forward - before[-1])
-    usual[OpKind.W] = max(layer.gradient_bytes for layer in stage.layers)
-    return _Beyond(usual, {kind: _backward_peak(stage, each, grads=True) for kind, each in freed.items()})
+    whole = {made: _backward_peak(stage, kept, grads=made) for made in (False, True)}
+    usual = {OpKind.F: max(0, forward - before[-1]), OpKind.B: whole[False], OpKind.I: whole[False]}
+    if not stage.split:  # the engine runs its I as a full backward
+        return _Beyond(usual, {OpKind.B: whole[True], OpKind.I: whole[True]})
+    freed = [max(0, held - later) for held, later in zip(kept, stage.deferred(), strict=True)]
+    usual[OpKind.I] = _backward_peak(stage, freed, grads=False)
+    usual[OpKind.W] = _weight_peak(stage, gathered_bytes=GATHERED_BYTES)
+    return _Beyond(usual, {OpKind.B: whole[True], OpKind.W: _weight_peak(stage, gathered_bytes=None)})
+
+
+GATHERED_BYTES = 1 << 20
+"""What W gathers of new gradients before it adds them to those that are there (of float32)."""
+
+
+def _weight_peak(stage: ProfiledStage, *, gathered_bytes: int | None) -> float:
+    """Returns the most that W holds beyond what I has left, layer by layer from the last.
+
+    Args:
+        stage: its layers.
+        gathered_bytes: so many are added at once and let go; None: they are the first, and stay.
+    """
+    most = gone = made = 0
+    for layer, later in zip(reversed(stage.layers), reversed(stage.deferred()), strict=True):
+        made += layer.gradient_bytes
+        most = max(most, made - gone)
+        gone += later
+        if gathered_bytes is not None and made > gathered_bytes:
+            made = 0
+    return most
 
 
 def _backward_peak(stage: ProfiledStage, freed: Sequence[int], *, grads: bool) -> float:
@@ -145,7 +167,7 @@ def _peak(timeline: Timeline, rank: int, placement: Placement, stages: Sequence[
     for span in timeline.by_rank[rank]:
         kind, stage = span.op.kind, span.op.stage
         held = curve[max(0, bisect_right(times, span.start) - 1)][1] - sum(missing.values())
-        first = kind in (OpKind.B, OpKind.I) and missing.pop(stage, None) is not None
+        first = kind in beyond[stage].first and missing.pop(stage, None) is not None
         most = max(most, held + (beyond[stage].first if first else beyond[stage].usual).get(kind, 0))
     return max(most, curve[-1][1] + _reduction_bytes(rank, placement, stages))
 

@@ -90,7 +90,8 @@ class Pipeline(HuggingFaceFiles):
             `inputs["mask"]` or `targets[1]`, -> a dimension, "replicate" (the same for all), "list" (its items are the
             microbatches'), or a function (argument, sizes of the microbatches) -> one item for each.
         seed: keys random numbers by (seed, step, microbatch, layer), so that dropout is the same under every schedule
-            and layout; None leaves torch's generators alone.
+            and layout, and fresh parameters of a model on the meta device by (seed, name); None leaves torch's
+            generators alone.
         optimizer: for schedules with optimizer steps, and for them alone: the trained parameters of a stage -> its
             optimizer, made once a stage.
         lr_scheduler: likewise: (optimizer, stage) -> its learning rate scheduler, which steps after the optimizer.

@@ -8,12 +8,7 @@ from penstock.runtime.plan import RunPlan
 
 def summarize(model: CutModel, plan: RunPlan) -> str:
     """Returns one line a stage, its rank, layers and share of the parameters, and what "auto" came to."""
-    counts = [0] * plan.partition.num_stages
-    for layer_name, layer in model.layers.items():
-        for name, parameter in layer.named_parameters():
-            stage = plan.parameter_stages.get(f"{layer_name}.{name}")
-            if stage is not None:  # a parameter tied to an earlier one is counted there
-                counts[stage] += parameter.numel()
+    counts = _parameters_by_stage(model, plan)
     total = sum(counts) or 1
     names = list(model.layers)
     schedule = plan.schedule
@@ -26,3 +21,20 @@ def summarize(model: CutModel, plan: RunPlan) -> str:
             f"{count:,} parameters, {count / total:.0%}"
         )
     return "\n".join([*lines, plan.reason] if plan.reason else lines)
+
+
+def _parameters_by_stage(model: CutModel, plan: RunPlan) -> list[int]:
+    """Returns how many parameters each stage has; a tied one counts on its first stage."""
+    counts = [0] * plan.partition.num_stages
+    sizes = {
+        f"{layer_name}.{name}": parameter.numel()
+        for layer_name, layer in model.layers.items()
+        for name, parameter in layer.named_parameters()
+    }
+    beside = plan.parameter_stages.keys() - sizes.keys()  # in no layer, such as one of the model itself
+    for stage in {plan.parameter_stages[name] for name in beside}:
+        parts = model.stage(plan.partition, stage).named_parameters()
+        sizes |= {name: parameter.numel() for name, parameter in parts if name in beside}
+    for name, stage in plan.parameter_stages.items():
+        counts[stage] += sizes[name]
+    return counts

@@ -94,7 +94,7 @@ def delays(costs: StageCosts, cluster: Cluster, placement: Placement) -> tuple[F
 
 
 @jit
-def run_words(  # noqa: C901, PLR0912, PLR0913  # arrays side by side: what a compiler of numeric code takes
+def run_words(  # noqa: PLR0913  # arrays side by side: what a compiler of numeric code takes
     words: Any, lengths: Any, seconds: Any, down: Any, up: Any, starts: Any, forward: Any, backward: Any
 ) -> tuple[float, float]:
     """Returns makespan and longest span of a rank; (-1, -1) where the ranks wait for one another for good.
@@ -109,11 +109,43 @@ def run_words(  # noqa: C901, PLR0912, PLR0913  # arrays side by side: what a co
         forward: [s, m], filled with the ends of F.
         backward: [s, m], filled with the ends of B and I.
     """
+    num_ranks, num_stages = len(lengths), len(down)
+    at, clock = np.zeros(num_ranks, np.int64), np.zeros(num_ranks)
+    done = np.zeros((2, num_stages), np.int64)
+    return run_on(words, lengths, seconds, down, up, starts, forward, backward, at, clock, done)
+
+
+@jit
+def run_on(  # noqa: C901, PLR0912, PLR0913  # as above
+    words: Any,
+    lengths: Any,
+    seconds: Any,
+    down: Any,
+    up: Any,
+    starts: Any,
+    forward: Any,
+    backward: Any,
+    at: Any,
+    clock: Any,
+    done: Any,
+) -> tuple[float, float]:
+    """Returns what `run_words` does, from a moment on at which some ops have run.
+
+    Args:
+        words: as for `run_words`, and so on.
+        lengths: likewise.
+        seconds: likewise.
+        down: likewise.
+        up: likewise.
+        starts: filled for the ops that have run.
+        forward: likewise.
+        backward: likewise.
+        at: [p], how many ops of each rank have run.
+        clock: [p], when the last of them ended.
+        done: [2, s], how many F, and how many B and I, of each stage have.
+    """
     num_ranks, last = len(lengths), len(down) - 1
-    at = np.zeros(num_ranks, np.int64)
-    clock = np.zeros(num_ranks)
-    done_forward = np.zeros(last + 1, np.int64)
-    done_backward = np.zeros(last + 1, np.int64)
+    done_forward, done_backward = done[0], done[1]
     moved = True
     while moved:
         moved = False

@@ -33,7 +33,8 @@ def resolve(argv: Sequence[str]) -> Config:
     base = Config()
     if arguments and not arguments[0].startswith("-"):
         base = load_toml(Path(arguments.pop(0)))
-    if "--plan" in arguments:
+    planned = "--plan" in arguments
+    if planned:
         base = _planned(base, arguments)
     config = tyro.cli(
         Config,
@@ -42,6 +43,11 @@ def resolve(argv: Sequence[str]) -> Config:
         prog="penstock train [config.toml] [--plan plan.json]",
         description="Trains a byte-level GPT over a pipeline of processes.",
     )
+    if planned and config.model.hf and config.pipeline.partition == base.pipeline.partition:
+        from penstock.train.model import layer_names
+        from penstock.train.planned import with_ends
+
+        config = with_ends(config, layer_names(config))
     return check(config)
 
 

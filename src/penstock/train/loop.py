@@ -160,7 +160,7 @@ def _export(config: Config, pipe: Pipeline, journal: Journal) -> None:
     if not config.model.hf:
         return
     directory = Path(config.run.output) / f"model-{config.run.steps:08d}"
-    origin = Path(config.model.hf)
+    origin = Path(config.model.hf).expanduser()
     pipe.save_pretrained(directory, tokenizer=origin if origin.is_dir() else None)
     journal.say(f"{'Hugging Face model:':20}{directory}")
 

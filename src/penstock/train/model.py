@@ -27,7 +27,7 @@ def model_of(config: Config) -> Any:
     dtype = getattr(torch, config.run.dtype)
     if not config.model.hf:
         return build_gpt(config.model, seed=config.run.seed, dtype=dtype)
-    path = Path(config.model.hf)
+    path = _path(config)
     return Directory(path, dtype) if has_weights(path) else meta_model(path, dtype=dtype)
 
 
@@ -43,7 +43,7 @@ def layer_names(config: Config) -> list[str]:
         ModelError: model.hf names no model, or one that cannot be cut.
     """
     if config.model.hf:
-        return list(_units_of(config.model.hf))
+        return list(_units_of(_path(config)))
     return ["embed", *(f"block_{index}" for index in range(config.model.layers)), "head"]
 
 
@@ -51,13 +51,13 @@ def model_digest(config: Config) -> str:
     """Returns what tells one configuration of `model.hf` from another, empty for the GPT: its own sizes do."""
     if not config.model.hf:
         return ""
-    path = Path(config.model.hf)
+    path = _path(config)
     return hashlib.sha256((path / CONFIG_FILE if path.is_dir() else path).read_bytes()).hexdigest()[:16]
 
 
 def tokenizer_of(config: Config) -> Any | None:
     """Returns the tokenizer that a run reads text with, None where text is read as bytes."""
-    return read_tokenizer(Path(config.model.hf)) if config.model.hf else None
+    return read_tokenizer(_path(config)) if config.model.hf else None
 
 
 def check_model(config: Config) -> None:
@@ -69,7 +69,7 @@ def check_model(config: Config) -> None:
     """
     if not config.model.hf:
         return
-    found = read_config(Path(config.model.hf)).get_text_config()
+    found = read_config(_path(config)).get_text_config()
     tokenizer = tokenizer_of(config)
     symbols = VOCABULARY if tokenizer is None else int(tokenizer.get_vocab_size())
     if found.vocab_size < symbols:
@@ -93,6 +93,10 @@ def check_model(config: Config) -> None:
         )
 
 
+def _path(config: Config) -> Path:
+    return Path(config.model.hf).expanduser()
+
+
 @cache
-def _units_of(path: str) -> tuple[str, ...]:
+def _units_of(path: Path) -> tuple[str, ...]:
     return tuple(cut(meta_model(path)).layers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from penstock.errors import ConfigError
@@ -36,6 +37,34 @@ def with_plan(config: Config, plan: Plan) -> Config:
     return replace(config, pipeline=layout, run=replace(config.run, batch_size=plan.global_batch))
 
 
+def with_ends(config: Config, names: Sequence[str]) -> Config:
+    """Returns `config` with its plan laid onto the layers called `names`.
+
+    A plan counts all that comes before the first block as one layer, and so all behind the last. Blocks have names that
+    end in their number.
+
+    Raises:
+        ConfigError: a model of another number of blocks than the plan's.
+    """
+    blocks = [at for at, name in enumerate(names) if name.rpartition(".")[2].isdecimal()]
+    partition = config.pipeline.partition
+    sizes = [] if isinstance(partition, str) else list(partition)
+    planned = sum(sizes) - 2
+    if len(blocks) != planned:
+        raise ConfigError(
+            f"the plan is for a model of {planned} blocks, and model.hf has {len(blocks)}; plan for this one"
+        )
+    before, behind = blocks[0] - 1, len(names) - 2 - blocks[-1]
+    sizes[0] += before
+    sizes[-1] += behind
+    layout = replace(
+        config.pipeline,
+        partition=tuple(sizes),
+        recompute=tuple(layer + before for layer in config.pipeline.recompute),
+    )
+    return replace(config, pipeline=layout)
+
+
 def schedule_of(layout: PipelineConfig) -> str | Schedule:
     """Returns the schedule's name, or where chunks are asked for the schedule itself.
 
@@ -50,10 +79,19 @@ def schedule_of(layout: PipelineConfig) -> str | Schedule:
 
 
 def recompute_of(config: Config) -> list[str] | None:
-    """Returns patterns of the names of the layers that run their forward again; None where none do."""
+    """Returns patterns of the names of the layers that run their forward again; None where none do.
+
+    Raises:
+        ConfigError: a layer that the model does not have.
+    """
     if not config.pipeline.recompute:
         return None
-    from penstock.train.model import layer_names  # torch, which reading a plan needs not
+    from penstock.train.model import layer_names  # brings torch in, which a configuration alone does not need
 
     names = layer_names(config)
+    foreign = [layer for layer in config.pipeline.recompute if not 0 <= layer < len(names)]
+    if foreign:
+        raise ConfigError(
+            f"pipeline.recompute names layer {foreign[0]} of {len(names)}; use numbers from 0 to {len(names) - 1}"
+        )
     return [re.escape(names[layer]) for layer in config.pipeline.recompute]

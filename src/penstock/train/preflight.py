@@ -51,6 +51,11 @@ def check_layout(config: Config) -> None:
     layout = config.pipeline
     # What a search will find is not known yet; it trains with any order, on as many stages as the partition has.
     searched = layout.schedule == AUTO
+    if searched and layout.chunks:
+        raise ConfigError(
+            f'pipeline.chunks={layout.chunks} and pipeline.schedule="auto", which finds their number; leave '
+            "chunks out, or give a partition of as many stages"
+        )
     chosen = "one_f_one_b" if searched else schedule_of(layout)
     schedule = choose_schedule(chosen, num_ranks=layout.ranks, num_microbatches=layout.microbatches)
     verify(schedule)

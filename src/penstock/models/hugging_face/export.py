@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from penstock.errors import CheckpointError
-from penstock.models.hugging_face.files import BESIDE_WEIGHTS, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
+from penstock.models.hugging_face.files import BESIDE_WEIGHTS, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, default_type
 from penstock.models.hugging_face.origin import Origin
 
 Sizes = dict[str, int]
@@ -36,7 +36,7 @@ def in_file_form(origin: Origin, state: Mapping[str, Tensor]) -> dict[str, Tenso
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    with torch.device("meta"):
+    with default_type, torch.device("meta"):
         twin = origin.kind._from_config(copy.deepcopy(origin.config))
     made: dict[str, Tensor] = revert_weight_conversion(twin, {name: value.detach() for name, value in state.items()})
     return {name: value.cpu().contiguous() for name, value in made.items()}

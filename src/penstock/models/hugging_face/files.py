@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,6 +25,9 @@ BESIDE_WEIGHTS = (
 )  # fmt: skip
 """What an export copies from another directory, where it is there: tokenizer and settings of generation."""
 
+default_type = threading.Lock()
+"""transformers sets the process's default type while it makes a model; threads (loopback ranks) must take turns."""
+
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -37,8 +41,6 @@ def read_config(path: Path) -> Any:
     Raises:
         ModelError: there is none, or none that transformers knows.
     """
-    from transformers import AutoConfig
-
     file = path / CONFIG_FILE if path.is_dir() else path
     if not file.is_file():
         raise ModelError(
@@ -46,8 +48,9 @@ def read_config(path: Path) -> Any:
             if path.is_dir()
             else f"{path} does not exist; give a directory with a {CONFIG_FILE}, or that file"
         )
+    transformers = _library()
     try:
-        return AutoConfig.from_pretrained(file, local_files_only=True, trust_remote_code=False)
+        return transformers.AutoConfig.from_pretrained(file, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever transformers makes of a file that may hold anything
         raise ModelError(
             f"{file} is no configuration that transformers can open ({_first_line(error)}); "
@@ -66,8 +69,8 @@ def meta_model(config: Any, *, dtype: Any = None) -> Any:
         ModelError: no such model.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
+    transformers = _library()
     if isinstance(config, str | Path):
         config = read_config(Path(config))
     if getattr(config, "quantization_config", None) is not None:
@@ -75,12 +78,19 @@ def meta_model(config: Any, *, dtype: Any = None) -> Any:
             "the configuration is of a quantized model, which cannot be trained; give the original weights"
         )
     try:
-        with torch.device("meta"):
-            made: Any = AutoModelForCausalLM
-            model = made.from_config(config, **({} if dtype is None else {"dtype": dtype}))
+        with default_type, torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config, **({} if dtype is None else {"dtype": dtype}))
     except ValueError as error:
         raise ModelError(f"{type(config).__name__} makes no causal language model: {_first_line(error)}") from error
     return model.to("meta")  # some constructors draw numbers of their own whatever the device
+
+
+def _library() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ModelError("a Hugging Face model needs transformers; pip install 'penstock[hf]'") from error
+    return transformers
 
 
 def has_weights(path: Path) -> bool:

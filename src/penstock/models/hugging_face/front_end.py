@@ -49,8 +49,9 @@ def from_hugging_face(model: Any) -> CutModel:
 
 def units_of(model: Any, parts: Parts) -> CutModel:
     """Returns the units of a model whose parts are known; they are the model's own modules."""
-    layers = model.get_submodule(parts.layers)
-    names = [*parts.before, *(f"{parts.layers}.{index}" for index in range(len(layers))), *parts.after]
+    names = parts.order(model)
+    if parts.tail:
+        names = [name for name in names if name not in parts.after[1:]]
     units = {name: model.get_submodule(name) for name in names}
     stage, unsplit = partial(_stage, model, parts), partial(_unsplit, model)
     return CutModel(units, assemble=stage, unsplit=unsplit, origin=Origin(type(model), model.config))
@@ -80,4 +81,5 @@ def _unsplit(model: Any, value: Any) -> Any:
 
 
 def _stage(model: Any, parts: Parts, units: Mapping[str, nn.Module], first_unit: int) -> HuggingFaceStage:
-    return HuggingFaceStage(model, parts, units=units, first_unit=first_unit)
+    own = {name: model.get_submodule(name) for name in parts.whole(units)}
+    return HuggingFaceStage(model, parts, units=own, first_unit=first_unit)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,12 +24,23 @@ class Parts:
         before: what runs before the layers, e.g. "model.embed_tokens".
         layers: the list of layers, e.g. "model.layers".
         after: what runs after them, e.g. "model.norm" and "lm_head".
+        tail: what runs after them goes together: the model works on their results in between.
     """
 
     base: str
     before: tuple[str, ...]
     layers: str
     after: tuple[str, ...]
+    tail: bool = False
+
+    def order(self, model: nn.Module) -> list[str]:
+        """Returns the names of all parts and of each layer, as they run."""
+        layers = range(len(model.get_submodule(self.layers)))  # type: ignore[arg-type]
+        return [*self.before, *(f"{self.layers}.{index}" for index in layers), *self.after]
+
+    def whole(self, units: Iterable[str]) -> list[str]:
+        """Returns all parts of `units`, of which one may stand for the tail."""
+        return [part for unit in units for part in (self.after if self.tail and unit in self.after[:1] else (unit,))]
 
 
 CANNOT = {
@@ -67,7 +80,7 @@ def parts_of(model: Any) -> Parts:
         tuple(prefix + name for name in after) + head,
     )
     _check_cover(model, found)
-    return found if plan else _in_order(model, found)
+    return found if plan else replace(_in_order(model, found), tail=not _is_causal(model))
 
 
 def _path_to_layers(model: nn.Module) -> str:
@@ -82,6 +95,12 @@ def _path_to_layers(model: nn.Module) -> str:
         path.append(holding[0])
         inner = inner.get_submodule(holding[0])
     return ".".join(path)
+
+
+def _is_causal(model: Any) -> bool:
+    """Returns whether a model's norm and head follow one another with nothing in between."""
+    modeling = sys.modules["transformers"].models.auto.modeling_auto
+    return type(model).__name__ in modeling.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 def _beside(model: nn.Module, base_name: str) -> list[str]:
@@ -138,9 +157,11 @@ def _in_order(model: Any, parts: Parts) -> Parts:
         ModelError: the forward fails, or a part runs both before and after the layers.
     """
     name = type(model).__name__
-    last = f"{parts.layers}.{len(model.get_submodule(parts.layers)) - 1}"
-    watched = [*parts.before, f"{parts.layers}.0", last, *parts.after]
-    called = _followed(model, watched)
+    layers = [part for part in parts.order(model) if part.startswith(f"{parts.layers}.")]
+    last = layers[-1]
+    called = _followed(model, [*parts.before, *layers, *parts.after])
+    if [part for part in called if part in layers] != layers:
+        raise ModelError(f"{name} cannot be cut into stages: it does not run each of {parts.layers} once, in order")
     early = list(dict.fromkeys(called[: called.index(f"{parts.layers}.0")]))
     late = list(dict.fromkeys(called[called.index(last) + 1 :]))
     twice = [part for part in early if part in late]
@@ -193,6 +214,9 @@ def _followed(model: Any, watched: list[str]) -> list[str]:
             return run(type(model)(model.config), torch.device("meta"))
     except Exception:  # whatever the model's own code raises where there are no numbers
         try:
+            if next(model.parameters()).is_meta:  # no numbers there either, so its layers are passed by
+                with torch.device("meta"), _Anything():
+                    return run(_with_layers_passed(type(model)(model.config), watched), torch.device("meta"))
             with _one_at_a_time:
                 return run(model, next(model.parameters()).device)
         except Exception as error:
@@ -210,6 +234,23 @@ def _example(model: Any, device: torch.device) -> dict[str, Any]:
     height, width = size if isinstance(size, tuple | list) else (size, size)
     dtype = next(model.parameters()).dtype
     return {"pixel_values": torch.ones(1, model.config.num_channels, height, width, dtype=dtype, device=device)}
+
+
+def _with_layers_passed(twin: Any, watched: list[str]) -> Any:
+    """Returns `twin` with layers that give what they are given: experts choose by numbers, which are not there."""
+    from penstock.models.hugging_face.stage import gives_tuple, hidden_of
+
+    name = next(each for each in watched if each.endswith(".0")).removesuffix(".0")
+    for layer in twin.get_submodule(name):
+        kind: Any = type(layer)
+        in_tuple = gives_tuple(kind)
+
+        def forward(*args: Any, in_tuple: bool = in_tuple, **kwargs: Any) -> Any:
+            hidden = hidden_of(args, kwargs)
+            return (hidden,) if in_tuple else hidden
+
+        layer.forward = forward
+    return twin
 
 
 def _check_cover(model: nn.Module, parts: Parts) -> None:

@@ -50,7 +50,7 @@ class _Stop(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Raises what carries the hidden states out of the model's forward."""
-        raise _Reached(_hidden_of(args, kwargs))
+        raise _Reached(hidden_of(args, kwargs))
 
 
 class _Pass(nn.Module):
@@ -129,11 +129,11 @@ class HuggingFaceStage(nn.Module):
         self._entering: list[Tensor] = []
         self._units = list(units)
         self._main = model.main_input_name
-        layers = model.get_submodule(parts.layers)
-        self._is_first = parts.before[0] in units
-        self._is_last = (parts.after[-1] if parts.after else f"{parts.layers}.{len(layers) - 1}") in units
+        order = parts.order(model)
+        self._is_first, self._is_last = order[0] in units, order[-1] in units
         shell: Any = _shell(model, parts.base)
-        self._put(shell, parts, layers, units)
+        _replace(shell, parts.layers, nn.ModuleList(shell.get_submodule(parts.layers)))  # of its own, for stand-ins
+        self._put(shell, parts, units)
         for name, child in shell._modules.items():
             self.add_module(name, child)  # so that parameters carry their names in the model
         shell.__dict__["_modules"] = self._modules  # one table: who replaces a part replaces it for the forward too
@@ -149,29 +149,17 @@ class HuggingFaceStage(nn.Module):
             Routers(model, inner, {name: self.get_submodule(name) for name in units}) if wants_routers(model) else None
         )
 
-    def _put(self, shell: nn.Module, parts: Parts, layers: nn.ModuleList, units: Mapping[str, nn.Module]) -> None:
-        """Puts stand-ins into the shell for the parts that this stage does not run."""
-        inside = [int(name.rsplit(".", 1)[1]) for name in units if name.startswith(f"{parts.layers}.")]
-        end = inside[-1] + 1 if inside else (0 if self._is_first else len(layers))
-        row = [
-            layer if index in inside else (_Pass(self._entering, layer) if index < end else _Stop(layer))
-            for index, layer in enumerate(layers)
-        ]
-        _replace(shell, parts.layers, nn.ModuleList(row))
-        for name in parts.before:
-            if name not in units:
-                _replace(shell, name, _Blank(shell.get_submodule(name), self._entering))
-        earlier = not self._is_first
-        for name in parts.after:
-            if name in units:
-                earlier = False
-            else:
-                passed = earlier and self._is_last and not inside
-                _replace(
-                    shell,
-                    name,
-                    _Pass(self._entering, shell.get_submodule(name)) if passed else _Stop(shell.get_submodule(name)),
-                )
+    def _put(self, shell: nn.Module, parts: Parts, units: Mapping[str, nn.Module]) -> None:
+        """Puts stand-ins into the shell for the parts that this stage does not run, by their place in the model."""
+        order = parts.order(shell)
+        first, last = order.index(next(iter(units))), order.index(list(units)[-1])
+        for place, name in enumerate(order):
+            part = shell.get_submodule(name)
+            if place > last:
+                _replace(shell, name, _Stop(part))
+            elif place < first:
+                embeds = name in parts.before
+                _replace(shell, name, _Blank(part, self._entering) if embeds else _Pass(self._entering, part))
 
     def _key_random_numbers(self, module: nn.Module, place: int) -> None:
         def enter(*_: Any) -> None:
@@ -267,7 +255,12 @@ def _check_call(call: dict[str, Any]) -> None:
         )
 
 
-def _hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """Returns the hidden states among the arguments of a part.
+
+    Raises:
+        BatchError: there are none.
+    """
     hidden = kwargs.get(HIDDEN, args[0] if args else None)
     if not isinstance(hidden, Tensor):
         raise BatchError("the next stage's first part is given no tensor of hidden states; cut elsewhere")

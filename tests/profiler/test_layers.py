@@ -1,0 +1,74 @@
+"""Ops are timed right: against layers whose time is counted in ticks."""
+
+import pytest
+import torch
+from tests.profiler.ticking import Ticking, Ticks
+from torch import nn
+
+from penstock.models import CutModel, cut
+from penstock.profiler import layers as measuring
+from penstock.profiler.kinds import placed_layers
+from penstock.profiler.layers import Subject, measured_layers
+from penstock.profiler.values import LayerProfile, OpTimings
+
+
+def measured(
+    model: CutModel, ticks: Ticks, monkeypatch: pytest.MonkeyPatch, *, recompute: bool = False
+) -> tuple[tuple[LayerProfile, ...], OpTimings]:
+    monkeypatch.setattr(measuring, "clock_of", lambda device: ticks)
+    inputs = torch.randn(2, 4)
+    subject = Subject(model, placed_layers(model, inputs), inputs, None, torch.device("cpu"), recompute)
+    return measured_layers(subject, seconds=0.001)
+
+
+def test_forward_and_backward_of_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = Ticks()
+    model = cut(nn.Sequential(Ticking(ticks, 1, 2), Ticking(ticks, 3, 5), Ticking(ticks, 3, 5), Ticking(ticks, 7, 11)))
+    layers, overhead = measured(model, ticks, monkeypatch)
+    assert [layer.seconds.forward.seconds for layer in layers] == [1, 3, 3, 7]
+    assert [layer.seconds.backward.seconds for layer in layers] == [2, 5, 5, 11]
+    assert [layer.seconds.input_grad.seconds for layer in layers] == [2, 5, 5, 11]
+    assert [layer.seconds.weight_grad.seconds for layer in layers] == [0, 0, 0, 0]
+    assert overhead.forward.seconds == overhead.backward.seconds == 0
+    assert layers[1].seconds.recompute_backward.repeats == 0
+
+
+def test_a_backward_that_recomputes_runs_the_forward_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = Ticks()
+    layers, _ = measured(
+        cut(nn.Sequential(*(Ticking(ticks, 3, 5) for _ in range(3)))), ticks, monkeypatch, recompute=True
+    )
+    assert layers[1].seconds.recompute_backward.seconds == 8
+    assert layers[1].seconds.recompute_input_grad.seconds == 8
+
+
+class Prepares(nn.Module):
+    """A stage that takes 100 ticks before its layers, however many they are."""
+
+    def __init__(self, ticks: Ticks, layers: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.surrounding = None
+        self._ticks = ticks
+        self.layers = nn.Sequential(*layers.values())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._ticks.now += 100
+        return self.layers(x)
+
+
+def test_what_a_stage_takes_once_is_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = Ticks()
+    layers = {str(index): Ticking(ticks, 3, 5) for index in range(5)}
+    model = CutModel(layers, assemble=lambda held, first: Prepares(ticks, dict(held)))
+    found, overhead = measured(model, ticks, monkeypatch)
+    assert overhead.forward.seconds == 100
+    assert overhead.backward.seconds == 0
+    assert found[2].seconds.forward.seconds == 103
+
+
+def test_tied_parameters_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, last = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    last.weight = first.weight
+    model = cut(nn.Sequential(first, nn.ReLU(), last))
+    layers, _ = measured(model, Ticks(), monkeypatch)
+    assert [layer.parameter_bytes for layer in layers] == [64, 0, 0]
