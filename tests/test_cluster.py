@@ -29,7 +29,13 @@ def test_the_last_level_serves_ranks_that_share_no_group() -> None:
 def test_a_uniform_cluster_joins_every_pair_alike() -> None:
     cluster = Cluster.uniform(3, latency_seconds=2, bytes_per_second=5)
     assert len(cluster.devices) == 3
-    assert {cluster.link(a, b) for a in range(3) for b in range(3)} == {Link(2, 5)}
+    assert {cluster.link(a, b) for a in range(3) for b in range(3) if a != b} == {Link(2, 5)}
+
+
+def test_a_rank_reaches_itself_by_the_link_to_its_hosts_memory() -> None:
+    cluster = Cluster((Device(),) * 2, ((2, Link(2, 5)),), host=Link(1, 7))
+    assert cluster.link(1, 1) == Link(1, 7)
+    assert cluster.link(0, 1) == Link(2, 5)
 
 
 def test_a_link_is_busy_for_the_bytes_and_not_for_the_latency() -> None:

@@ -158,6 +158,21 @@ class Around(nn.Module):
         return self.asking(self.first(x))
 
 
+@pytest.mark.parametrize("name", ["Tied", "TwoTowers"])
+def test_the_norm_counts_a_parameter_of_two_stages_once(name: str):
+    """Symptom: too large a norm. Cause: both stages had the parameter under the same name, and both counted it."""
+    model, inputs = made(name), batch_of(name)
+    _, grads = reference_gradients(model, loss_of, inputs, TARGETS, num_microbatches=2)
+
+    def rank(transport: ps.LoopbackTransport) -> float:
+        pipe = ps.Pipeline(model, loss_of, transport=transport, num_microbatches=2)
+        pipe.step(inputs, TARGETS)
+        return float(pipe.clip_grad_norm_(1e9))
+
+    expected = torch.stack([grad.norm() for grad in grads.values()]).norm().item()
+    assert ps.run_ranks(rank, 3, timeout_seconds=60) == pytest.approx([expected] * 3, rel=1e-12)
+
+
 def test_what_cannot_be_followed_stays_a_block_and_a_model_of_that_kind_is_refused():
     around = Around().double()
     assert list(cut(around).layers) == ["first", "asking"]

@@ -52,7 +52,7 @@ def test_the_partition_is_a_list_or_the_word_auto() -> None:
     assert resolve(["--pipeline.partition", "auto"]).pipeline.partition == "auto"
     assert parse_toml('[pipeline]\npartition = "auto"').pipeline.partition == "auto"
     assert parse_toml("[pipeline]\npartition = [2, 4]").pipeline.partition == (2, 4)
-    with pytest.raises(ConfigError, match='pipeline.partition="even" is not one of "auto"'):
+    with pytest.raises(ConfigError, match=r'pipeline.partition="even" is not one of "auto"'):
         parse_toml('[pipeline]\npartition = "even"')
     with pytest.raises(ConfigError, match=r"pipeline.partition=3 is an integer; it must be a list"):
         parse_toml("[pipeline]\npartition = 3")

@@ -44,7 +44,7 @@ def test_what_a_search_will_find_is_checked_for_its_sizes() -> None:
         check_layout(_layout(schedule="auto", partition=(1, 1, 2)))
     with pytest.raises(PartitionError, match="4 layers cannot fill 5 stages"):
         check_layout(_layout(ranks=5, schedule="auto", partition="auto"))
-    with pytest.raises(ConfigError, match='pipeline.chunks=2 and pipeline.schedule="auto"'):
+    with pytest.raises(ConfigError, match=r'pipeline.chunks=2 and pipeline.schedule="auto"'):
         check_layout(_layout(schedule="auto", chunks=2))
 
 

@@ -96,20 +96,61 @@ def _peaks(bench: Workbench, device: torch.device) -> tuple[int, int]:
     starts = bench.starts(kept)
     bench.work.backward(0, starts)
     del kept
-    with most_held(device) as forward:
-        kept = bench.forward(split=False)
-    del kept
-    with most_held(device) as backward:
+
+    def forward() -> None:
+        bench.forward(split=False)
+
+    def backward() -> None:
         bench.work.backward(0, starts)
-    return forward(), backward()
+
+    if device.type == "cuda":
+        return _cuda_peak(device, forward), _cuda_peak(device, backward)
+    # One recording for both: the allocator complains of what is freed in a recording and was made before it.
+    with _recorded() as events:
+        forward()
+        with torch.autograd.profiler.record_function(_MARK):
+            backward()
+    held = most = 0
+    peaks: list[int] = []
+    for event in events:
+        if event.name() == _MARK and not peaks:
+            peaks.append(most)
+            held = most = 0
+        elif str(event.kind()) == "memory_alloc":
+            held += event.cpu_memory_usage()
+            most = max(most, held)
+    return peaks[0], most
+
+
+_MARK = "penstock: backward"
+
+
+def _cuda_peak(device: torch.device, work: Callable[[], None]) -> int:
+    with most_held(device) as peak:
+        work()
+    return peak()
+
+
+@contextmanager
+def _recorded() -> Iterator[list[Any]]:
+    """Gives a list that afterwards holds what the recorder below torch's older profiler saw in this thread.
+
+    The newer profiler keeps a log of its own start for each recording.
+    """
+    events: list[Any] = []
+    config = ProfilerConfig(ProfilerState.CPU, False, True, False, False, False, _ExperimentalConfig())
+    _enable_profiler_legacy(config)
+    try:
+        yield events
+    finally:
+        events.extend(event for thread in _disable_profiler_legacy() for event in thread)
 
 
 @contextmanager
 def most_held(device: torch.device) -> Iterator[Callable[[], int]]:
     """Gives a function that returns the most bytes held at once inside, beyond what was held at the start.
 
-    On the CPU it is told of every allocation by the recorder below torch's older profiler: the newer one keeps a log of
-    its own start for each recording. Only the calling thread is looked at.
+    On the CPU only what the calling thread takes and frees is seen.
     """
     found = 0
     if device.type == "cuda":
@@ -118,11 +159,7 @@ def most_held(device: torch.device) -> Iterator[Callable[[], int]]:
         yield lambda: found
         found = torch.cuda.max_memory_allocated(device) - before
         return
-    config = ProfilerConfig(ProfilerState.CPU, False, True, False, False, False, _ExperimentalConfig())
-    _enable_profiler_legacy(config)
-    try:
+    with _recorded() as events:
         yield lambda: found
-    finally:
-        threads = _disable_profiler_legacy()
-    events = (event for thread in threads for event in thread if str(event.kind()) == "memory_alloc")
-    found = max(accumulate((event.cpu_memory_usage() for event in events), initial=0))
+    sizes = (event.cpu_memory_usage() for event in events if str(event.kind()) == "memory_alloc")
+    found = max(accumulate(sizes, initial=0))

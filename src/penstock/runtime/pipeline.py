@@ -327,7 +327,9 @@ class Pipeline(HuggingFaceFiles):
 
     def _clip(self, max_norm: float, norm_type: float) -> torch.Tensor:
         owned = (item for work in self._owned() for item in work.module.named_parameters())
-        grads = {name: value.grad for name, value in owned if value.grad is not None}
+        homes = self.plan.parameter_stages  # of a tied parameter the first stage, which alone counts it
+        mine = {name for name, stage in homes.items() if self.plan.placement.owners(stage)[0] == self.rank}
+        grads = {name: value.grad for name, value in owned if value.grad is not None and name in mine}
         norm = total_norm(self._transport, grads, list(self.plan.parameter_stages), norm_type=norm_type)
         clip([value.grad for value in self.parameters() if value.grad is not None], norm, max_norm=max_norm)
         return norm
