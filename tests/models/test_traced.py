@@ -81,6 +81,17 @@ def test_a_unit_is_a_block_and_what_follows_it_with_the_models_own_names():
             assert held == set(model.state_dict())
 
 
+def test_the_order_of_a_stages_parameters_is_the_models_own():
+    """Symptom: replicas in several processes added one parameter's gradient to another's. Cause: the order of a set."""
+    for name in ("ResNet", "TwoTowers", "UNet"):
+        model = made(name)
+        layers = cut(model)
+        own = [n for n, _ in model.named_parameters() if "." in n]
+        for stage in range(2):
+            held = [n for n, _ in layers.stage(Partition.uniform(6, 2), stage).named_parameters() if "." in n]
+            assert held == [n for n in own if n in held]
+
+
 def test_a_skip_passes_every_boundary_between_once_and_no_other():
     layers = cut(made("UNet"))
     value, boundaries = batch_of("UNet"), []

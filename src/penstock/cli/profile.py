@@ -152,11 +152,11 @@ def show(console: Console, found: Profile) -> None:
     unit = time_unit(max(layer.seconds.forward.seconds for layer in found.layers))
     size = size_unit(max(layer.activation_bytes for layer in found.layers))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("layers")
+    table.add_column("\nlayers")
     for heading in ("F", "B", "I", "W", "B again"):
-        table.add_column(f"{heading} [{unit.name}]", justify="right")
-    for heading in ("parameters", "kept", "I to W", "boundary"):
-        table.add_column(f"{heading} [{size.name}]", justify="right")
+        table.add_column(f"{heading}\n{unit.name}", justify="right")
+    for heading in ("weights", "kept", "I to W", "boundary"):
+        table.add_column(f"{heading}\n{size.name}", justify="right")
     for first, last in rows:
         one, seconds = found.layers[first], found.layers[first].seconds
         ops = (seconds.forward, seconds.backward, seconds.input_grad, seconds.weight_grad, seconds.recompute_backward)

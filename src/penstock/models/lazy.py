@@ -103,7 +103,8 @@ def fill_specs(
 
 def _build(spec: LayerSpec, name: str, seed: int | None) -> nn.Module:
     """Returns a layer whose constructor draws what it draws in every layout."""
-    key = initial_seed(torch.initial_seed() if seed is None else seed, name, draw=0)
-    with default_generator_lock, torch.random.fork_rng():
-        torch.manual_seed(key)
-        return spec.build()
+    with default_generator_lock:  # before the seed is read: while another thread builds, it is that of its layer
+        key = initial_seed(torch.initial_seed() if seed is None else seed, name, draw=0)
+        with torch.random.fork_rng():
+            torch.manual_seed(key)
+            return spec.build()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +61,9 @@ class TracedStage(nn.Module):
         self._model = type(followed.model).__name__
         self._programs = followed.programs
         reads = {name for each in followed.programs.values() for at in self._units for name in each.units[at].reads}
-        for name in sorted(reads, key=lambda name: name.count(".")):  # a module before what is read of it
+        order = {name: place for place, name in enumerate(_names(followed.model))}
+        # A module before what is read of it; and alike in every process, for replicas exchange gradients in this order.
+        for name in sorted(reads, key=lambda name: (order.get(name, -1), name)):
             if name in followed.constants:
                 self.register_buffer(name, followed.constants[name], persistent=False)
             else:
@@ -122,6 +124,12 @@ class TracedStage(nn.Module):
         names = program.alive[self._units.stop]
         values = {name: _plain(alive[name]) for name in names}
         return values[names[0]] if len(names) == 1 else values
+
+
+def _names(model: nn.Module) -> Iterator[str]:
+    """Yields the names of all modules, parameters and buffers, as the model declares them."""
+    for named in (model.named_modules(remove_duplicate=False), model.named_parameters(), model.named_buffers()):
+        yield from (name for name, _ in named)
 
 
 def _plain(value: Any) -> Any:
