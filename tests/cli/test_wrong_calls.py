@@ -114,7 +114,10 @@ OPTIONS: dict[str, Said] = {
     "verify gpipe -p 2.5": ("'2.5'", "-p INT, --ranks INT Number of ranks p"),
     "simulate gpipe --forward one": ("'one'", "--forward FLOAT Seconds of a forward, F."),
     "show gpipe --style colour": ("'colour'", "Expected one of ('auto', 'scale', 'grid')"),
-    "show": ("Missing from penstock show", "NAME|FILE A schedule's name, or a file with one"),
+    "show": (
+        "Missing from penstock show",
+        'NAME|FILE A schedule\'s name, "auto" for the best found by search, or a file with one',
+    ),
     "show gpipe -p": ("Missing value for argument '-p/--ranks'", "For full helptext, run penstock show --help"),
 }
 """Command lines that cannot be read -> what their message, a box, has."""

@@ -36,8 +36,7 @@ class ModelConfig:
     """The byte-level GPT's sizes, or another model in its place."""
 
     hf: str = ""
-    """Hugging Face model to train instead: a directory with config.json, and weights and tokenizer.json where it has
-    them, or a file of the form of config.json. Empty trains the byte-level GPT."""
+    """Hugging Face model to train: a directory, or a file like config.json for fresh weights; empty: the own GPT."""
     layers: int = 4
     """Transformer blocks."""
     width: int = 256
