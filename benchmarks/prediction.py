@@ -2,9 +2,12 @@
 
 python benchmarks/prediction.py [--models tiny d256 llama linear] [--schedules gpipe one_f_one_b …] [--rounds 9]
 
-Two processes, one core and one thread each, messages through shared memory. For each model: both ranks profile its
-layers, host and messages (`penstock.profile`), before and after the runs; all schedules run in rounds, one step each,
-so that a busy moment is busy for all of them. No time of a run enters its prediction.
+Two processes, one core and one thread each, messages through shared memory. For each model rounds take turns: both
+ranks profile its layers, host and messages (`penstock.profile`), then every schedule runs a step, in one order or the
+other. So a moment in which the machine is slow is slow for all of them. No time of a run enters its prediction.
+
+The ranks keep the memory that they free, as allocators of GPUs do: given back to the system and taken again, each page
+of it would cost a fault, in which steps and profiles differ.
 
 - `error`: the predicted step by the median of the measured ones, less 1.
 - `compute transfer waiting host`: what the difference is made of (`penstock.profiler.causes`), in % of the step.
@@ -23,7 +26,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -45,6 +47,8 @@ from penstock.train.config import ModelConfig
 from penstock.train.gpt import build_gpt, lm_loss
 
 MICROBATCHES = 8
+KEEPS_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 31), "MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
+"""What glibc reads when a process starts."""
 
 
 class Case(NamedTuple):
@@ -133,18 +137,23 @@ def _case(name: str, options: argparse.Namespace) -> list[Line]:
     transport = DistributedTransport()
     samples = len(case.inputs) // MICROBATCHES
     one = (case.model, case.inputs[:samples], case.targets[:samples])
-    measure = lambda: ps.profile(  # noqa: E731
-        *one, loss_fn=case.loss, transport=transport, seconds=options.seconds, recompute=False
-    )
-    before = measure()
     names = [each for each in synchronous(case) if each in (options.schedules or SCHEDULES)]
     pipes = {
         each: ps.Pipeline(case.model, case.loss, transport=transport, schedule=each, num_microbatches=MICROBATCHES)
         for each in names
     }
     memory = {each: _warm_up(pipe, case) for each, pipe in pipes.items()}
-    seconds = _rounds(pipes, case, options.rounds)
-    profile = replace(merged([before, measure()]), links=before.links)
+    profiles: list[ps.Profile] = []
+    seconds: dict[str, list[float]] = {each: [] for each in pipes}
+    for number in range(options.rounds):
+        profiles.append(
+            ps.profile(*one, loss_fn=case.loss, transport=transport, seconds=options.seconds, recompute=False)
+        )
+        for each in reversed(pipes) if number % 2 else pipes:
+            _step(pipes[each], case)  # caches are those of this schedule
+            dist.barrier()
+            seconds[each].append(_step(pipes[each], case))
+    profile = merged(profiles)
     lines = []
     for each, pipe in pipes.items():
         program = pipe.plan.proof.program
@@ -169,17 +178,6 @@ def _warm_up(pipe: ps.Pipeline, case: Case) -> float:
     _clear(pipe)
     rings = sum(buffer.nbytes for buffer in pipe._links._rings.values())
     return peak() + rings + sum(parameter.nbytes for parameter in pipe.parameters())
-
-
-def _rounds(pipes: dict[str, ps.Pipeline], case: Case, rounds: int) -> dict[str, list[float]]:
-    """Returns the seconds of the steps of each schedule, which take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in pipes}
-    for _ in range(rounds):
-        for name, pipe in pipes.items():
-            _step(pipe, case)  # caches are those of this schedule
-            dist.barrier()
-            seconds[name].append(_step(pipe, case))
-    return seconds
 
 
 def _step(pipe: ps.Pipeline, case: Case) -> float:
@@ -225,11 +223,12 @@ if __name__ == "__main__":
     parser.add_argument("--models", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--schedules", nargs="+")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--seconds", type=float, default=0.5)
     chosen = parser.parse_args()
     print(
         f"penstock {ps.__version__}, torch {torch.__version__}, Python {sys.version.split()[0]}, "
         f"load {os.getloadavg()[0]:.1f}, {len(os.sched_getaffinity(0))} cores, m={MICROBATCHES}"
     )
     print(_HEADING, flush=True)
+    os.environ.update(KEEPS_MEMORY)
     multiprocessing.spawn(main, (free_port(), chosen), nprocs=2)

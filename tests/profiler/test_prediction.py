@@ -10,9 +10,11 @@ from tests.profiler.ticking import by_hand
 from torch import Tensor, nn
 
 import penstock as ps
+from penstock.ir.ops import ORDERED
 from penstock.ir.program import Program
 from penstock.lowering import lower
 from penstock.profiler import cluster_of, layer_costs, prediction
+from penstock.profiler.running import as_run
 from penstock.profiler.storage import most_held
 from penstock.profiler.values import MessageCosts
 from penstock.runtime.split_backward import tape
@@ -37,11 +39,31 @@ def test_a_stage_takes_the_overhead_of_its_ops_once() -> None:
 def test_split_backwards_take_their_own_forward_and_halves() -> None:
     apart = ps.predict(by_hand(), program("zb_h2")).costs
     assert max(apart.per_stage("forward", 2)) == 21
-    behind = [entry.kind.name for entry in program("zb_h1").ranks[0] if len(entry) == 4]
-    assert "IW" in "".join(behind)
-    whole = ps.predict(by_hand(), program("zb_h1")).costs
-    assert whole.per_stage("input_grad", 2)[0] == 37  # I with W right behind it runs as one full backward
-    assert whole.per_stage("weight_grad", 2)[0] == 0
+    assert apart.per_stage("input_grad", 2)[0] == 23  # 1 + 11 + 11
+    assert apart.per_stage("weight_grad", 2)[0] == 15 - 2  # 1 + 7 + 7, less 4 + 4 on one microbatch of four
+
+
+def test_an_i_with_its_w_right_behind_it_is_one_full_backward() -> None:
+    given = program("zb_h1")
+    behind = "".join(entry.kind.name for entry in given.ranks[0] if len(entry) == 4)
+    assert "IW" in behind
+    expected = ps.predict(by_hand(), given)
+    ran = "".join(span.op.kind.name for span in expected.timeline.by_rank[0])
+    assert ran == behind.replace("IW", "B")
+    assert expected.costs.per_stage("backward", 2)[0] == 37
+
+
+def test_overlapped_pairs_stay_pairs_where_a_w_is_gone() -> None:
+    given = program("dualpipe_v", 8)
+    ran = as_run(given)
+    ops = [[entry for entry in entries if entry.kind in ORDERED] for entries in (given.ranks[0], ran.ranks[0])]
+    assert len(ops[1]) < len(ops[0])
+    pairs = [
+        [row[start : start + 2] for start in each.schedule.overlapped[0]]
+        for row, each in zip(ops, (given, ran), strict=True)
+    ]
+    assert pairs[0] == pairs[1] != []
+    assert ps.predict(by_hand(), given).timeline.makespan > 0
 
 
 def test_messages_take_time_of_both_ranks_and_of_the_link() -> None:

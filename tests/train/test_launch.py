@@ -93,7 +93,7 @@ def test_ranks_join_share_the_cores_and_leave_without_noise(start: Callable[...,
     job = start(str(JOB), "finish")
     assert job.finish() == 0
     threads = max(1, len(os.sched_getaffinity(0)) // 2)
-    assert sorted(job.lines("sum")) == [["0", "2", str(threads)], ["1", "2", str(threads)]]
+    assert sorted(job.lines("sum")) == [[rank, "2", str(threads), str(1 << 31)] for rank in ("0", "1")]
     assert sorted(job.lines("left")) == [["0"], ["1"]]
     assert job.err.read_text() == ""
 

@@ -11,7 +11,7 @@ median: ops that took longer at one time than at another, for which other ranks 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -19,11 +19,12 @@ from penstock.cluster import Cluster
 from penstock.costs import StageCosts
 from penstock.errors import UserError
 from penstock.ir.ops import OpKind
-from penstock.ir.program import Program
+from penstock.ir.program import Instruction, Program
 from penstock.profiler.prediction import Prediction
+from penstock.profiler.running import as_run, whole_backwards
 from penstock.profiler.stages import Parts, Seconds
 from penstock.simulator import simulate
-from penstock.timeline import Timeline
+from penstock.timeline import Span, Timeline
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,15 @@ def causes(
         raise UserError("timelines is empty; run some steps and give pipe.trace(10)")
     ran = median(timeline.makespan for timeline in timelines)
     measured = median(step_seconds) if step_seconds else ran + prediction.step_seconds
-    found = _measured(timelines, prediction.parts)
+    speeds = [device.speed for device in prediction.cluster.devices]
+    found = _measured(timelines, prediction.parts, program, speeds)
+    program = as_run(program)
     parts, cluster = prediction.parts, prediction.cluster
     by_plan = prediction.timeline.makespan
     with_compute = _seconds(parts._replace(compute=found.compute), prediction.costs, program, cluster)
     with_host = _seconds(found._replace(transfer=parts.transfer), prediction.costs, program, cluster)
-    with_transfer = _seconds(found, prediction.costs, program, Cluster.uniform(program.num_ranks))
+    no_links = Cluster(cluster.devices, Cluster.uniform(program.num_ranks).levels)
+    with_transfer = _seconds(found, prediction.costs, program, no_links)
     outside = measured - ran - prediction.step_seconds
     return Causes(
         prediction.seconds,
@@ -79,7 +83,7 @@ def causes(
         with_compute - by_plan,
         with_host - with_compute + outside,
         with_transfer - with_host,
-        ran - with_transfer,
+        ran - prediction.closing_seconds - with_transfer,
     )
 
 
@@ -95,27 +99,42 @@ def _seconds(parts: Parts, costs: StageCosts, program: Program, cluster: Cluster
     return simulate(program, changed, cluster).makespan
 
 
-_Found = dict[tuple[OpKind, int], list[float]]
+_Key = tuple[OpKind, int]
+_Found = dict[_Key, list[float]]
 
 
-def _measured(timelines: Sequence[Timeline], planned: Parts) -> Parts:
-    """Returns the medians of what ops were made of; of ops that did not run what was planned."""
+def _measured(timelines: Sequence[Timeline], planned: Parts, program: Program, speeds: Sequence[float]) -> Parts:
+    """Returns the medians of what ops were made of, at speed 1; of ops that did not run what was planned."""
     compute: _Found = defaultdict(list)
     host: _Found = defaultdict(list)
     transfer: _Found = defaultdict(list)
+    wholes = [{entries[at] for at in whole_backwards(entries)} for entries in program.ranks]
     for timeline in timelines:
         asked = {(wait.rank, wait.op): wait for wait in timeline.waits}
         for rank, row in enumerate(timeline.by_rank):
-            for span, following in zip(row, [*row[1:], None], strict=True):
-                key = (span.op.kind, span.op.stage)
-                compute[key].append(span.end - span.start)
+            spans = list(_as_run(row, wholes[rank]))
+            for (key, span), following in zip(spans, [*(each for _, each in spans[1:]), None], strict=True):
+                compute[key].append((span.end - span.start) * speeds[rank])
                 wait = asked.get((rank, span.op))
                 if wait is not None:
-                    transfer[key].append(wait.end - min(max(wait.sent, wait.start), wait.end))
+                    transfer[key].append((wait.end - min(max(wait.sent, wait.start), wait.end)) * speeds[rank])
                 if following is not None:
                     then = asked.get((rank, following.op))
-                    host[key].append((then.start if then else following.start) - span.end)
+                    host[key].append(((then.start if then else following.start) - span.end) * speeds[rank])
     return Parts(_medians(compute, planned.compute), _medians(host, planned.host), _medians(transfer, planned.transfer))
+
+
+def _as_run(row: Sequence[Span], wholes: Set[Instruction]) -> Iterator[tuple[_Key, Span]]:
+    """Yields the spans of a rank with what they ran: an I of `wholes` and its W, as one B."""
+    whole: Span | None = None
+    for span in row:
+        if whole is not None and span.op.kind == OpKind.W and span.op[1:] == whole.op[1:]:
+            yield (OpKind.B, span.op.stage), whole._replace(end=span.end)
+            whole = None
+        elif span.op in wholes:
+            whole = span
+        else:
+            yield (span.op.kind, span.op.stage), span
 
 
 def _medians(found: Mapping[tuple[OpKind, int], list[float]], planned: Seconds) -> Seconds:

@@ -52,9 +52,11 @@ def _split(seconds: OpTimings, over: OpTimings) -> tuple[float, float]:
 def cluster_of(profile: Profile, num_ranks: int) -> Cluster:
     """Returns `num_ranks` devices of the profile's kind and the links that were measured.
 
-    What a message takes of the ranks themselves is in the costs of their ops (`stage_costs`).
+    Where as many ranks measured, each is as fast as it was then: two devices of one kind seldom are the same. What a
+    message takes of the ranks themselves is in the costs of their ops (`stage_costs`).
     """
-    device = Device(profile.memory_bytes) if profile.memory_bytes else Device()
+    memory = profile.memory_bytes or math.inf
+    speeds = profile.speeds if len(profile.speeds) == num_ranks else (1.0,) * num_ranks
     levels = tuple(
         (
             level.ranks_per_group,
@@ -65,4 +67,4 @@ def cluster_of(profile: Profile, num_ranks: int) -> Cluster:
         )
         for level in profile.links
     )
-    return Cluster((device,) * num_ranks, levels or ((num_ranks, Link()),))
+    return Cluster(tuple(Device(memory, speed) for speed in speeds), levels or ((num_ranks, Link()),))

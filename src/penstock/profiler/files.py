@@ -24,6 +24,14 @@ FORMAT = "penstock.profile"
 VERSION = 1
 
 
+class _Format(msgspec.Struct):
+    format: str
+
+
+_FORMATS, _PROFILES = msgspec.json.Decoder(_Format), msgspec.json.Decoder(Profile)
+"""Made once, for threads: see notation/files.py."""
+
+
 def profile_to_json(profile: Profile) -> str:
     """Returns `profile` as JSON text."""
     check_type("profile", profile, Profile, example="what penstock.profile returns")
@@ -45,9 +53,8 @@ def profile_from_json(text: str | bytes) -> Profile:
         foreign = sorted(set(found) - known - {"format", "version"})
         if foreign:
             raise NotationError(f'not a profile: unknown field "{foreign[0]}"; remove it')
-        body = {name: value for name, value in found.items() if name in known}
-        profile = msgspec.convert(body, Profile)
-    except msgspec.DecodeError as error:
+        profile = _PROFILES.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise NotationError(f"not a profile: {error}") from None
     _check(profile, msgspec.to_builtins(profile))
     return profile
@@ -86,14 +93,10 @@ def load_profile(path: str | Path) -> Profile:
 def is_profile(path: Path) -> bool:
     """Returns whether the file at `path` calls itself a profile; it may still be a faulty one."""
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=_Format)
-    except (OSError, msgspec.DecodeError):
+        found = _FORMATS.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError, UnicodeError, RecursionError):
         return False
     return found.format == FORMAT
-
-
-class _Format(msgspec.Struct):
-    format: str
 
 
 def _check(profile: Profile, body: dict[str, Any]) -> None:

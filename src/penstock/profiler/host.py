@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from penstock.profiler.values import HostCosts
-from penstock.profiler.workbench import Workbench, full_round
+from penstock.profiler.walk import walk
+from penstock.profiler.workbench import Workbench
 from penstock.runtime.loopback import LoopbackTransport, run_ranks
 from penstock.runtime.pipeline import Pipeline
 from penstock.runtime.stage_work import boundary_of
@@ -18,6 +19,8 @@ from penstock.schedules import gpipe, interleaved_1f1b
 
 _STEPS = 24
 _CHUNKS, _MICROBATCHES = 4, 8
+_REDUCED_BYTES, _REDUCED = 4 << 20, 16
+"""Bytes and number of the gradients of a stage that several ranks hold."""
 
 
 class Scale(nn.Module):
@@ -40,7 +43,7 @@ def host_costs(transport: Transport | None) -> HostCosts:
     """
     op_seconds = run_ranks(_op_seconds, 1)[0]
     step_seconds = _step_seconds(transport) if transport is not None else run_ranks(_step_seconds, 1)[0]
-    return HostCosts(max(0.0, op_seconds), max(0.0, step_seconds))
+    return HostCosts(max(0.0, op_seconds), max(0.0, step_seconds), *_reduction_seconds_per_byte())
 
 
 def _op_seconds(transport: LoopbackTransport) -> float:
@@ -54,7 +57,7 @@ def _op_seconds(transport: LoopbackTransport) -> float:
     for step in range(_STEPS):
         pipe.step(inputs, inputs)
         (timeline,) = pipe.trace(1)
-        taken = full_round(bench, time.perf_counter)
+        taken = walk([bench], time.perf_counter, split=False)[0]
         if step >= _STEPS // 4:
             each.append(timeline.makespan / len(timeline.spans))
             alone.append((taken["forward"] + taken["backward"]) / 2)
@@ -75,6 +78,26 @@ def _step_seconds(transport: Transport) -> float:
     kept = _STEPS * 3 // 4
     programs = [timeline.makespan for timeline in pipe.trace(kept)]
     return median(whole - program for whole, program in zip(taken[-kept:], programs, strict=True))
+
+
+def _reduction_seconds_per_byte() -> tuple[float, float]:
+    """Returns what it takes to lay gradients side by side, and to add two such rows up and take them apart again.
+
+    As the runtime does it, in memory that is new each time.
+    """
+    grads = [torch.zeros(_REDUCED_BYTES // 4 // _REDUCED) for _ in range(_REDUCED)]
+    other = torch.zeros(_REDUCED_BYTES // 4)
+    gathers, sums = [], []
+    for _ in range(_STEPS):
+        begin = time.perf_counter()
+        row = torch.cat([grad.reshape(-1) for grad in grads])
+        gathered = time.perf_counter()
+        total = row + other
+        for piece, grad in zip(total.split(len(grads[0])), grads, strict=True):
+            grad.copy_(piece)
+        sums.append(time.perf_counter() - gathered)
+        gathers.append(gathered - begin)
+    return median(gathers) / _REDUCED_BYTES, median(sums) / _REDUCED_BYTES
 
 
 def _loss(output: Tensor, target: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
-"""Each kind of layer measured once: its ops in rounds that take turns, so that a busy moment is busy for all of them.
+"""Each kind of layer measured: its ops in rounds that take turns, so that a busy moment is busy for all of them.
 
-Every layer runs as a stage of its own. What an op takes however many layers its stage has (the runtime's handling,
-autograd's start, what a model's forward prepares) is found by a stage of two: overhead = t(one) + t(other) - t(both).
+Every layer runs as a stage of its own, in walks through all of them (`walk`). What an op takes however many layers
+its stage has (the runtime's handling, autograd's start, what a model's forward prepares) is found by a stage of two
+that runs again and again, beside its two layers doing the same: overhead = t(one) + t(other) - t(both).
 """
 
 from __future__ import annotations
 
 import time
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
@@ -19,14 +21,16 @@ from penstock.models import CutModel
 from penstock.profiler.kinds import Placed, single
 from penstock.profiler.storage import Kept, kept_by
 from penstock.profiler.values import NOTHING, Boundary, LayerProfile, OpTimings, Timing
-from penstock.profiler.workbench import Clock, Workbench, borrowed, clock_of, full_round, split_round
+from penstock.profiler.walk import Round, walk
+from penstock.profiler.workbench import Clock, Workbench, borrowed, clock_of
 from penstock.runtime.boundary import BoundarySpec
 from penstock.runtime.stage_work import LossFunction
 
-Round = Mapping[str, float]
-
 _WARM_UP, _FEWEST, _MOST = 2, 5, 200
 """Rounds that do not count, and how many count at least and at most."""
+
+_BEYOND_CACHES = 64 << 20
+"""Bytes of weights after which a walk finds nothing in a cache that it left there: more layers would change nothing."""
 
 
 class Subject(NamedTuple):
@@ -50,7 +54,7 @@ class Subject(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What was found of a stage: (its rounds, its bytes, its bytes with recomputation)."""
+    """What was found of a kind of layer: (its rounds, its bytes, its bytes with recomputation)."""
 
     rounds: list[Round]
     kept: Kept
@@ -64,24 +68,39 @@ def measured_layers(subject: Subject, *, seconds: float) -> tuple[tuple[LayerPro
         subject: the model and its microbatch.
         seconds: how long to measure, beyond a least number of rounds.
     """
-    firsts = {placed.kind: index for index, placed in reversed(list(enumerate(subject.placed)))}
-    pair = _pair(subject)
     with ExitStack() as stack:
-        stages: dict[tuple[int, ...], _Benches] = {
-            (index,): _benches(subject, index, 1, stack) for index in firsts.values()
-        }
-        if pair is not None:
-            stages |= {(pair, pair + 1): _benches(subject, pair, 2, stack)}
-        found = _measure(stages, subject, seconds)
-    overhead = _overhead(found, subject.placed, firsts, pair)
+        walked = {index: _benches(subject, index, 1, stack) for index in _walked(subject)}
+        pair = _pair(subject)
+        apart = [] if pair is None else [*_of_kinds(subject, walked, pair), _benches(subject, pair, 2, stack)]
+        rounds, alone = _measure(walked, apart, subject, seconds)
+        firsts = {subject.placed[index].kind: index for index in reversed(walked)}
+        bytes_of = {kind: _bytes(walked[index], subject.device) for kind, index in firsts.items()}
+    found = {kind: Measured(_merged(rounds, subject.placed, kind), *held) for kind, held in bytes_of.items()}
     seen: set[int] = set()
     layers = []
     for (name, layer), placed in zip(subject.model.layers.items(), subject.placed, strict=True):
         new = [parameter for parameter in layer.parameters() if id(parameter) not in seen]
         seen |= {id(parameter) for parameter in new}
-        measured = found[(firsts[placed.kind],)]
-        layers.append(_layer(name, placed, measured, new))
-    return tuple(layers), overhead
+        layers.append(_layer(name, placed, found[placed.kind], new))
+    return tuple(layers), _overhead(alone)
+
+
+def _walked(subject: Subject) -> list[int]:
+    """Returns the layers of a walk: one of each kind, and all others until their weights exceed every cache."""
+    kinds: set[int] = set()
+    chosen, held = [], 0
+    for index, (placed, layer) in enumerate(zip(subject.placed, subject.model.layers.values(), strict=True)):
+        if placed.kind not in kinds or held < _BEYOND_CACHES:
+            kinds.add(placed.kind)
+            chosen.append(index)
+            held += sum(parameter.nbytes for parameter in layer.parameters())
+    return chosen
+
+
+def _of_kinds(subject: Subject, walked: Mapping[int, _Benches], pair: int) -> list[_Benches]:
+    """Returns the benches of layers like those of the pair."""
+    kinds = [subject.placed[index].kind for index in (pair, pair + 1)]
+    return [next(benches for index, benches in walked.items() if subject.placed[index].kind == kind) for kind in kinds]
 
 
 def _pair(subject: Subject) -> int | None:
@@ -113,49 +132,53 @@ def _benches(subject: Subject, first: int, count: int, stack: ExitStack) -> _Ben
 
 
 def _measure(
-    stages: Mapping[tuple[int, ...], _Benches], subject: Subject, seconds: float
-) -> dict[tuple[int, ...], Measured]:
+    walked: Mapping[int, _Benches], apart: Sequence[_Benches], subject: Subject, seconds: float
+) -> tuple[list[dict[int, Round]], list[list[Round]]]:
+    """Returns the rounds of the walked layers by index, and of each of `apart` by itself."""
     clock = clock_of(subject.device)
-    rounds: dict[tuple[int, ...], list[Round]] = {key: [] for key in stages}
+    rounds, alone = [], []
     end = time.perf_counter() + seconds
     for count in range(_WARM_UP + _MOST):
         if count >= _WARM_UP + _FEWEST and time.perf_counter() > end:
             break
-        for key, benches in stages.items():
-            taken = _round(benches, clock)
-            if count >= _WARM_UP:
-                rounds[key].append(taken)
-    return {
-        key: Measured(
-            rounds[key],
-            kept_by(benches.plain, subject.device),
-            kept_by(benches.again, subject.device) if benches.again else None,
-        )
-        for key, benches in stages.items()
-    }
+        taken = dict(zip(walked, _round(list(walked.values()), clock), strict=True))
+        each_alone = [_round([benches], clock)[0] for benches in apart]
+        if count >= _WARM_UP:
+            rounds.append(taken)
+            alone.append(each_alone)
+    return rounds, alone
 
 
-def _round(benches: _Benches, clock: Clock) -> Round:
-    taken = full_round(benches.plain, clock) | split_round(benches.plain, clock)
-    if benches.again is not None:
-        taken |= full_round(benches.again, clock, prefix="recompute_")
-        taken |= split_round(benches.again, clock, prefix="recompute_")
-    return taken
+def _round(stages: Sequence[_Benches], clock: Clock) -> list[Round]:
+    plain = [benches.plain for benches in stages]
+    again = [benches.again for benches in stages if benches.again is not None]
+    walks = [walk(plain, clock, split=split) for split in (False, True)]
+    if again:
+        walks += [walk(again, clock, split=split, prefix="recompute_") for split in (False, True)]
+    return [dict(ChainMap(*map(dict, rounds))) for rounds in zip(*walks, strict=True)]
 
 
-def _overhead(
-    found: Mapping[tuple[int, ...], Measured], placed: Sequence[Placed], firsts: Mapping[int, int], pair: int | None
-) -> OpTimings:
-    if pair is None:
+def _merged(rounds: Sequence[Mapping[int, Round]], placed: Sequence[Placed], kind: int) -> list[Round]:
+    """Returns the rounds of a kind: of each op the median over the layers of that kind that were walked."""
+    merged: list[Round] = []
+    for each in rounds:
+        alike = [taken for index, taken in each.items() if placed[index].kind == kind]
+        merged.append({name: median(taken[name] for taken in alike) for name in alike[0]})
+    return merged
+
+
+def _bytes(benches: _Benches, device: torch.device) -> tuple[Kept, Kept | None]:
+    return kept_by(benches.plain, device), kept_by(benches.again, device) if benches.again else None
+
+
+def _overhead(alone: Sequence[Sequence[Round]]) -> OpTimings:
+    """Returns t(one) + t(other) - t(both) of each op, from rounds of these three."""
+    if not alone[0]:
         return OpTimings()
-    one, other = (found[(firsts[placed[index].kind],)].rounds for index in (pair, pair + 1))
-    both = found[(pair, pair + 1)].rounds
-
-    def timing(name: str) -> Timing:
-        rounds = zip(one, other, both, strict=True)
-        return _timing([first[name] + second[name] - whole[name] for first, second, whole in rounds])
-
-    return _timings(timing, one)
+    return _timings(
+        lambda name: _timing([one[name] + other[name] - both[name] for one, other, both in alone]),
+        [each[0] for each in alone],
+    )
 
 
 def _layer(name: str, placed: Placed, measured: Measured, parameters: Sequence[Any]) -> LayerProfile:

@@ -18,7 +18,7 @@ from penstock.profiler.host import host_costs
 from penstock.profiler.kinds import placed_layers
 from penstock.profiler.layers import Subject, measured_layers
 from penstock.profiler.links import message_costs
-from penstock.profiler.values import LayerProfile, LinkLevel, OpTimings, Profile, Timing
+from penstock.profiler.values import HostCosts, LayerProfile, LinkLevel, OpTimings, Profile, Timing
 from penstock.runtime.microbatches import to_device
 from penstock.runtime.stage_work import Boundary, LossFunction
 from penstock.runtime.transport import Transport, gather_bytes
@@ -98,7 +98,20 @@ def _measured(
     texts = gather_bytes(transport, profile_to_json(found).encode())
     largest = max(layer.output.bytes for layer in layers)
     links = _levels(transport, largest=largest, device=device)
-    return replace(merged([profile_from_json(text) for text in texts]), links=links)
+    rows = [profile_from_json(text) for text in texts]
+    whole = merged(rows)
+    return replace(whole, links=links, speeds=tuple(_speed(row, whole) for row in rows))
+
+
+def _speed(own: Profile, whole: Profile) -> float:
+    """Returns how many times faster a rank was than the profile of all: the median over layers and ops."""
+    ratios = [
+        getattr(other.seconds, op).seconds / getattr(layer.seconds, op).seconds
+        for layer, other in zip(own.layers, whole.layers, strict=True)
+        for op in ("forward", "backward", "split_forward", "input_grad", "weight_grad")
+        if getattr(layer.seconds, op).seconds > 0
+    ]
+    return median(ratios) if ratios else 1.0
 
 
 def microbatch_size(given: Boundary) -> int:
@@ -149,15 +162,15 @@ def _levels(transport: Transport, *, largest: int, device: torch.device) -> tupl
 
 
 def merged(profiles: Sequence[Profile]) -> Profile:
-    """Returns the profile whose times are the medians over ranks."""
+    """Returns the profile whose times are the medians of several of one model: over ranks, or over moments."""
     layers = tuple(_merged_layer(rows) for rows in zip(*(each.layers for each in profiles), strict=True))
-    host = replace(
-        profiles[0].host,
-        op_seconds=median(each.host.op_seconds for each in profiles),
-        step_seconds=median(each.host.step_seconds for each in profiles),
-    )
+    host = HostCosts(*(median(getattr(each.host, field.name) for each in profiles) for field in fields(HostCosts)))
     return replace(
-        profiles[0], layers=layers, overhead=_merged_timings([each.overhead for each in profiles]), host=host
+        profiles[0],
+        layers=layers,
+        overhead=_merged_timings([each.overhead for each in profiles]),
+        host=host,
+        speeds=tuple(median(row) for row in zip(*(each.speeds for each in profiles), strict=True)),
     )
 
 

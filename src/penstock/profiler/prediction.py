@@ -18,7 +18,8 @@ from penstock.ir.schedule import Schedule
 from penstock.lowering import lower
 from penstock.partition import Partition
 from penstock.profiler.costs import cluster_of
-from penstock.profiler.stages import Parts, ProfiledStage, parts_of, stage_costs, stages_of
+from penstock.profiler.running import as_run
+from penstock.profiler.stages import Parts, ProfiledStage, closing_seconds, parts_of, stage_costs, stages_of
 from penstock.profiler.values import Profile
 from penstock.simulator import simulate
 from penstock.timeline import Timeline
@@ -30,13 +31,14 @@ class Prediction:
 
     Attributes:
         seconds: from the call of `step` to its return.
-        timeline: of its program.
+        timeline: of its program as it runs: an I with its own W right behind it is one B.
         peak_bytes: the most bytes each rank holds: parameters, gradients, buffers, activations, and what ops take while
             they run. The batch and the optimizer's state are the caller's.
         costs: of the stages, what the timeline was simulated with.
         cluster: likewise.
         parts: what the seconds in `costs` are made of.
         step_seconds: of `seconds`, what is outside the program.
+        closing_seconds: of `seconds`, what ranks that hold a stage together take to sum its gradients in the end.
     """
 
     seconds: float
@@ -46,6 +48,7 @@ class Prediction:
     cluster: Cluster
     parts: Parts
     step_seconds: float
+    closing_seconds: float
 
 
 def predict(
@@ -68,7 +71,7 @@ def predict(
     """
     check_type("profile", profile, Profile, example="what penstock.profile returns")
     check_type("schedule", schedule, Schedule, Program, example="e.g. penstock.gpipe(2, 4)")
-    program = lower(schedule) if isinstance(schedule, Schedule) else schedule
+    program = as_run(lower(schedule) if isinstance(schedule, Schedule) else schedule)
     if partition is None:
         cut = Partition.uniform(profile.num_layers, program.schedule.num_stages)
     else:
@@ -78,14 +81,16 @@ def predict(
     costs = stage_costs(parts, program, stages)
     cluster = cluster_of(profile, program.num_ranks)
     timeline = simulate(program, costs, cluster)
+    closing = closing_seconds(stages, profile, program)
     return Prediction(
-        timeline.makespan + profile.host.step_seconds,
+        timeline.makespan + closing + profile.host.step_seconds,
         timeline,
         tuple(_peak(timeline, rank, program.schedule.placement, stages) for rank in range(program.num_ranks)),
         costs,
         cluster,
         parts,
         profile.host.step_seconds,
+        closing,
     )
 
 
@@ -106,12 +111,13 @@ def _beyond(stage: ProfiledStage) -> _Beyond:
     before = [0, *accumulate(kept)]
     forward = max(held + layer.forward_peak_bytes for held, layer in zip(before, stage.layers, strict=False))
     whole = {made: _backward_peak(stage, kept, grads=made) for made in (False, True)}
-    usual = {OpKind.F: max(0, forward - before[-1]), OpKind.B: whole[False], OpKind.I: whole[False]}
-    if not stage.split:  # the engine runs its I as a full backward
-        return _Beyond(usual, {OpKind.B: whole[True], OpKind.I: whole[True]})
     freed = [max(0, held - later) for held, later in zip(kept, stage.deferred(), strict=True)]
-    usual[OpKind.I] = _backward_peak(stage, freed, grads=False)
-    usual[OpKind.W] = _weight_peak(stage, gathered_bytes=GATHERED_BYTES)
+    usual = {
+        OpKind.F: max(0, forward - before[-1]),
+        OpKind.B: whole[False],
+        OpKind.I: _backward_peak(stage, freed, grads=False),
+        OpKind.W: _weight_peak(stage, gathered_bytes=GATHERED_BYTES),
+    }
     return _Beyond(usual, {OpKind.B: whole[True], OpKind.W: _weight_peak(stage, gathered_bytes=None)})
 
 
@@ -162,7 +168,7 @@ def _peak(timeline: Timeline, rank: int, placement: Placement, stages: Sequence[
     curve = timeline.memory[rank] if timeline.memory else ((0.0, 0.0),)
     times = [at for at, _ in curve]
     beyond = {stage: _beyond(stages[stage]) for stage in placement.held(rank)}
-    missing = {stage: _gradient_bytes(stages[stage]) for stage in beyond}
+    missing = {stage: stages[stage].gradient_bytes for stage in beyond}
     most = 0.0
     for span in timeline.by_rank[rank]:
         kind, stage = span.op.kind, span.op.stage
@@ -172,14 +178,10 @@ def _peak(timeline: Timeline, rank: int, placement: Placement, stages: Sequence[
     return max(most, curve[-1][1] + _reduction_bytes(rank, placement, stages))
 
 
-def _gradient_bytes(stage: ProfiledStage) -> int:
-    return sum(layer.gradient_bytes for layer in stage.layers)
-
-
 def _reduction_bytes(rank: int, placement: Placement, stages: Sequence[ProfiledStage]) -> int:
     """Returns what a rank holds of shared gradients at the end: its copy, the other owners', and one sum at a time."""
     sizes = {
-        stage: (len(placement.owners(stage)), _gradient_bytes(stages[stage]))
+        stage: (len(placement.owners(stage)), stages[stage].gradient_bytes)
         for stage in placement.held(rank)
         if len(placement.owners(stage)) > 1
     }

@@ -11,7 +11,7 @@ from penstock.errors import UserError
 from penstock.ir.ops import OpKind
 from penstock.ir.program import Program
 from penstock.partition import Partition
-from penstock.profiler.values import Boundary, LayerProfile, OpTimings, Profile
+from penstock.profiler.values import Boundary, LayerProfile, MessageCosts, OpTimings, Profile
 
 Seconds = dict[OpKind, tuple[float, ...]]
 """Kind of op -> its seconds on each stage."""
@@ -62,7 +62,7 @@ def stage_costs(parts: Parts, program: Program, stages: Sequence[ProfiledStage])
         backward=parts.whole(OpKind.B),
         reduce_grad=parts.whole(OpKind.REDUCE_GRAD),
         parameter_bytes=[sum(layer.parameter_bytes for layer in stage.layers) for stage in stages],
-        gradient_bytes=[sum(layer.gradient_bytes for layer in stage.layers) for stage in stages],
+        gradient_bytes=[stage.gradient_bytes for stage in stages],
         activation_bytes=[stage.kept_bytes(program) for stage in stages],
         deferred_bytes=[sum(stage.deferred()) for stage in stages],
         boundary_bytes=[stage.output.bytes for stage in stages],
@@ -77,8 +77,7 @@ class ProfiledStage(NamedTuple):
         layers: its layers.
         again: of each, whether its forward runs once more.
         entering: what comes from the stage before; nothing on the first.
-        split: share of its microbatches whose backward runs as I and W apart. The engine runs an I with its W right
-            behind it as one full backward.
+        split: share of its microbatches whose backward runs as I and W apart.
     """
 
     number: int
@@ -86,6 +85,11 @@ class ProfiledStage(NamedTuple):
     again: tuple[bool, ...]
     entering: Boundary
     split: float
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Of its trained parameters."""
+        return sum(layer.gradient_bytes for layer in self.layers)
 
     @property
     def output(self) -> Boundary:
@@ -127,7 +131,7 @@ def stages_of(
 
     Args:
         profile: of the model.
-        program: says which stages have their backward split.
+        program: as it runs (`as_run`); says which stages have their backward split.
         partition: of the layers.
         recompute: of each layer, whether its forward runs again; empty: of none.
 
@@ -151,12 +155,7 @@ def stages_of(
 
 def _split_shares(program: Program) -> dict[int, float]:
     """Returns stage -> the share of its backwards that run as I and W apart; stages without any are left out."""
-    apart: Counter[int] = Counter()
-    for entries in program.ranks:
-        for entry, following in zip(entries, [*entries[1:], None], strict=True):
-            whole = following is not None and following.kind == OpKind.W and following[1:] == entry[1:]
-            if entry.kind == OpKind.I and not whole:
-                apart[entry.stage] += 1
+    apart = Counter(entry.stage for _, _, entry in program.instructions() if entry.kind == OpKind.I)
     return {stage: count / program.schedule.num_microbatches for stage, count in apart.items()}
 
 
@@ -164,14 +163,11 @@ def _seconds(stage: ProfiledStage, profile: Profile, program: Program) -> dict[O
     """Returns the seconds of the stage's layers in each kind of op."""
     over, split = profile.overhead, stage.split
     first_saves = sum(layer.accumulate_seconds for layer in stage.layers) / program.schedule.num_microbatches
-    backward = max(0.0, _sum(stage, over, "backward", "recompute_backward") - first_saves)
-    input_grad = _sum(stage, over, "input_grad", "recompute_input_grad")
-    weight_grad = max(0.0, _sum(stage, over, "weight_grad") - first_saves)
     return {
         OpKind.F: (1 - split) * _sum(stage, over, "forward") + split * _sum(stage, over, "split_forward"),
-        OpKind.B: backward,
-        OpKind.I: (1 - split) * backward + split * input_grad,
-        OpKind.W: split * weight_grad,
+        OpKind.B: max(0.0, _sum(stage, over, "backward", "recompute_backward") - first_saves),
+        OpKind.I: _sum(stage, over, "input_grad", "recompute_input_grad"),
+        OpKind.W: max(0.0, _sum(stage, over, "weight_grad") - first_saves),
     }
 
 
@@ -228,8 +224,24 @@ def _mean(rows: Sequence[_Ends]) -> _Ends:
 
 
 def _reduction(stage: ProfiledStage, profile: Profile, program: Program) -> float:
-    """Returns the seconds in which a rank hands a stage's gradients to its other owners and takes theirs."""
+    """Returns the seconds in which a rank hands a stage's gradients on to its other owners."""
+    ways = _other_owners(stage, profile, program)
+    seconds = profile.host.gather_seconds_per_byte if ways else 0.0
+    return stage.gradient_bytes * (seconds + sum(way.send_seconds_per_byte for way in ways))
+
+
+def closing_seconds(stages: Sequence[ProfiledStage], profile: Profile, program: Program) -> float:
+    """Returns the seconds in which a rank, at its program's end, takes the gradients of other owners and adds them."""
+    placement = program.schedule.placement
+    taking = [
+        stage.gradient_bytes * sum(way.receive_seconds_per_byte + profile.host.sum_seconds_per_byte for way in ways)
+        for stage in stages
+        for ways in [_other_owners(stage, profile, program)]
+    ]
+    return max(sum(taking[stage] for stage in placement.held(rank)) for rank in range(program.num_ranks))
+
+
+def _other_owners(stage: ProfiledStage, profile: Profile, program: Program) -> list[MessageCosts]:
+    """Returns what messages to the other owners of a stage take."""
     owners = program.schedule.placement.owners(stage.number)
-    size = sum(layer.gradient_bytes for layer in stage.layers)
-    ways = [profile.messages(owners[0], other) for other in owners[1:]]
-    return sum(size * (way.send_seconds_per_byte + way.receive_seconds_per_byte) for way in ways)
+    return [profile.messages(owners[0], other) for other in owners[1:]]

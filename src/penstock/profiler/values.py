@@ -116,10 +116,14 @@ class HostCosts:
     Attributes:
         op_seconds: between the end of an op and the next, without messages.
         step_seconds: of a step beside its program: the ranks agree, and the loss goes to all of them.
+        gather_seconds_per_byte: to lay gradients side by side for the other ranks that hold a stage.
+        sum_seconds_per_byte: to add up two ranks' gradients and put the sum in their place.
     """
 
     op_seconds: float = 0.0
     step_seconds: float = 0.0
+    gather_seconds_per_byte: float = 0.0
+    sum_seconds_per_byte: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,7 @@ class Profile:
         host: the runtime's own work.
         links: from the innermost out; empty where no messages were measured.
         memory_bytes: of the device; 0 where it is not known.
+        speeds: of the ranks that measured, how many times faster than the profile each was; empty for one alone.
     """
 
     device: str
@@ -190,6 +195,7 @@ class Profile:
     host: HostCosts = HostCosts()
     links: tuple[LinkLevel, ...] = field(default=())
     memory_bytes: int = 0
+    speeds: tuple[float, ...] = ()
 
     @property
     def num_layers(self) -> int:

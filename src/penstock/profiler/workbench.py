@@ -1,11 +1,10 @@
-"""One stage on the workbench: it runs by the runtime's own StageWork, on one microbatch again and again."""
+"""One stage on the workbench: it runs by the runtime's own StageWork, whatever stands before and behind it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from statistics import median
 from typing import Any
 
 import torch
@@ -14,7 +13,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from penstock.models import Stage
-from penstock.runtime.stage_work import Boundary, LossFunction, StageWork, backward_in_one_thread, boundary_of
+from penstock.runtime.boundary import BoundarySpec
+from penstock.runtime.stage_work import Boundary, LossFunction, StageWork, boundary_of
 
 Clock = Callable[[], float]
 
@@ -101,8 +101,9 @@ class Workbench:
         self.stage = stage
         self.given, self._inputs, self._loss = given, inputs, loss
         self.work = StageWork(module, loss_fn=loss[0] if loss else None)
-        self._known: Any = None
+        self._known: BoundarySpec | None = None
         self._starts: tuple[Tensor, ...] = ()
+        self._ran = False
 
     @property
     def has_loss(self) -> bool:
@@ -110,25 +111,42 @@ class Workbench:
         return self._loss is not None
 
     @property
+    def writes_input(self) -> bool:
+        """Whether F may write into what enters: it has done so, or has not run yet."""
+        return self.work.writes_input or not self._ran
+
+    @property
+    def output(self) -> BoundarySpec | None:
+        """What F gave last; None for a loss."""
+        return self._known
+
+    @property
     def batch(self) -> list[Tensor]:
         """The caller's own tensors: the microbatch and its targets, where they are used here."""
         trees = [self._inputs, self._loss[1] if self._loss else None]
         return [leaf for leaf in tree_leaves(trees) if isinstance(leaf, Tensor)]
 
-    def forward(self, *, split: bool) -> tuple[Tensor, ...]:
-        """Runs F; returns what the backward starts from."""
+    def forward(self, microbatch: int = 0, *, split: bool, given: Boundary | None = None) -> tuple[Tensor, ...]:
+        """Runs F; returns what the backward starts from.
+
+        Args:
+            microbatch: its number among those in flight.
+            split: whether its backward is I and W.
+            given: what enters; None: what did in the example.
+        """
         work = self.work
         leaves: tuple[Tensor, ...] = ()
         if self._inputs is not None:
             output = work.forward(self._inputs, split=split)
         else:
-            leaves, output = work.forward_from(self.given, training=True, split=split)
+            leaves, output = work.forward_from(given or self.given, training=True, split=split)
         if self._loss:
             kept: tuple[Tensor, ...] = (work.loss(output, self._loss[1]),)
         else:
             boundary = boundary_of(output, known=self._known)
             self._known, kept = boundary.spec, boundary.tensors
-        work.keep(0, leaves, kept)
+        work.keep(microbatch, leaves, kept)
+        self._ran = True
         return kept
 
     def starts(self, kept: Sequence[Tensor]) -> list[Tensor]:
@@ -142,70 +160,3 @@ class Workbench:
         for parameter in self.stage.parameters():
             parameter.grad = None
         self.work.forget()
-
-
-class Moments:
-    """Times of several things, each of which happens some times."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._last = 0.0
-        self._taken: dict[str, list[float]] = {}
-
-    def begin(self) -> None:
-        """Starts the clock."""
-        self._last = self._clock()
-
-    def note(self, name: str) -> None:
-        """Counts the time since the last moment under `name`."""
-        now = self._clock()
-        self._taken.setdefault(name, []).append(now - self._last)
-        self._last = now
-
-    def medians(self) -> dict[str, float]:
-        """Returns the median of what was noted under each name."""
-        return {name: median(seconds) for name, seconds in self._taken.items()}
-
-
-_MICROBATCHES = 3
-"""Of a round: one whose gradients are the first, and some that add to them."""
-
-
-def full_round(bench: Workbench, clock: Clock, *, prefix: str = "") -> dict[str, float]:
-    """Returns the seconds of F and B, and of the first B, over a round of microbatches."""
-    moments = Moments(clock)
-    bench.clear()
-    for microbatch in range(_MICROBATCHES):
-        moments.begin()
-        kept = bench.forward(split=False)
-        moments.note(f"{prefix}forward")
-        starts = bench.starts(kept)
-        del kept
-        moments.begin()
-        grads = bench.work.backward(0, starts)
-        moments.note(f"{prefix}backward" if microbatch else f"{prefix}first_backward")
-        del grads
-    bench.clear()
-    return moments.medians()
-
-
-def split_round(bench: Workbench, clock: Clock, *, prefix: str = "") -> dict[str, float]:
-    """Returns the seconds of F, I and W, and of the first W, over a round of microbatches."""
-    moments = Moments(clock)
-    bench.clear()
-    with backward_in_one_thread(True):
-        for microbatch in range(_MICROBATCHES):
-            moments.begin()
-            kept = bench.forward(split=True)
-            moments.note(f"{prefix}split_forward")
-            starts = bench.starts(kept)
-            del kept
-            moments.begin()
-            grads = bench.work.input_grads(0, starts)
-            moments.note(f"{prefix}input_grad")
-            bench.work.weight_grads(0)
-            moments.note(f"{prefix}weight_grad" if microbatch else f"{prefix}first_weight_grad")
-            del grads
-    bench.work.finish()
-    bench.clear()
-    return moments.medians()

@@ -28,7 +28,7 @@ def finish(me: Worker) -> None:
 
     total = torch.ones(1)
     dist.all_reduce(total)
-    tell("sum", me.rank, int(total), os.environ.get("OMP_NUM_THREADS"))
+    tell("sum", me.rank, int(total), os.environ.get("OMP_NUM_THREADS"), os.environ.get("MALLOC_TRIM_THRESHOLD_"))
 
 
 def hang(me: Worker) -> None:
