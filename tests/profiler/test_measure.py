@@ -1,12 +1,9 @@
 """`penstock.profile` as users call it, and its command."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from tests.train.runs import TEXT, options
 from torch import nn
 
 import penstock as ps
@@ -74,15 +71,3 @@ def test_the_command_refuses_in_a_sentence(capsys: pytest.CaptureFixture[str], t
     (tmp_path / "config.json").write_text("{}")
     assert main(["profile", "--hf", str(tmp_path / "config.json")]) == 1
     assert "holds no Hugging Face config" in capsys.readouterr().err
-
-
-def test_a_training_run_says_what_was_predicted_and_why_it_differs(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text(TEXT)
-    changes = {"run__steps": 4, "log__predict_after": 3, "log__sample_bytes": 0, "data__paths": tmp_path / "text.txt"}
-    words = options(run__output=tmp_path / "run", evaluate__every=0, checkpoint__every=0, **changes)
-    command = [sys.executable, "-m", "penstock", "train", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
-    assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if "predicted" in line]
-    for word in ("measured", "compute", "transfer", "waiting", "host"):
-        assert word in line

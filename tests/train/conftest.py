@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from tests.train.runs import TEXT, Run, options
 from tests.train.test_launch import _listening_addresses
 
@@ -30,13 +31,26 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def whole_run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
-    folder = tmp_path_factory.mktemp("whole")
+def whole_run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One run for all workers of pytest: the first that needs it starts it."""
+    shared = tmp_path_factory.getbasetemp()
+    folder = (shared.parent if shared.name.startswith("popen-") else shared) / "whole"
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "finished.json").exists():
+            folder.mkdir()
+            (folder / "finished.json").write_text(json.dumps(_run_to_its_end(text, folder)))
+    code, out, err, output, listening = json.loads((folder / "finished.json").read_text())
+    return Finished(code, out, err, Path(output), frozenset(listening))
+
+
+def _run_to_its_end(text: Path, folder: Path) -> tuple[int, str, str, str, list[str]]:
+    """Returns the values of Finished."""
     output = folder / "run"
-    run = Run(folder, *options(data__paths=text, run__output=output, log__tensorboard=True))
+    words = options(data__paths=text, run__output=output, log__tensorboard=True, log__predict_after=30)
+    run = Run(folder, *words)
     try:
         run.wait_for_step(output, 5)
-        listening = frozenset(address for process in run.seen for address in _listening_addresses(process))
-        yield Finished(run.finish(), run.out, run.err, output, listening)
+        listening = sorted({address for process in run.seen for address in _listening_addresses(process)})
+        return run.finish(), run.out, run.err, str(output), listening
     finally:
         run.end()

@@ -81,18 +81,6 @@ def test_a_checkpoint_of_two_ranks_goes_on_in_one_rank_under_another_schedule(
     assert _same_bits(_tensors(output, 60), _tensors(whole_run.output, 60))
 
 
-@pytest.mark.parametrize("schedule", ["naive"])
-def test_every_schedule_gives_the_same_losses(schedule: str, whole_run: Finished, text: Path, tmp_path: Path) -> None:
-    output = tmp_path / "run"
-    run = Run(
-        tmp_path,
-        *options(data__paths=text, run__output=output, run__steps=FIRST_OF_THE_RUN),
-        *("--pipeline.schedule", schedule),
-    )
-    assert (run.finish(), run.err) == (0, "")
-    assert losses(output) == {step: losses(whole_run.output)[step] for step in range(1, FIRST_OF_THE_RUN + 1)}
-
-
 def test_a_new_run_never_writes_over_an_earlier_one(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

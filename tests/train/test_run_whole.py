@@ -36,6 +36,12 @@ def test_the_table_sets_planned_beside_measured_for_every_rank(whole_run: Finish
         assert re.search(rf"^ +{row}( +[\d.]+ +[\d.]+%){{6}}", rows, re.MULTILINE), row
 
 
+def test_it_says_what_was_predicted_and_why_that_differs(whole_run: Finished) -> None:
+    (line,) = [line for line in whole_run.out.splitlines() if "predicted" in line]
+    for word in ("measured", "compute", "transfer", "waiting", "host"):
+        assert word in line
+
+
 def test_every_path_it_prints_exists_and_can_be_copied(whole_run: Finished) -> None:
     named = dict(re.findall(r"^(checkpoint|trace for Perfetto|picture|timelines|losses): +(/.+)$", whole_run.out, re.M))
     assert len(named) == 5
