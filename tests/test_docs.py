@@ -115,12 +115,16 @@ def _calls(block: list[str]) -> list[str]:
 
 
 def _call(arguments: str) -> str:
-    """Returns the line of Python that runs `penstock` with these arguments as a person would type them."""
+    """Returns the line of Python that runs `penstock` with these arguments as a person would type them.
+
+    In a process of its own where it starts others; else in the page's, which has loaded everything already.
+    """
     words = shlex.split(arguments, comments=True)
     if SHELL_WORDS & set(words):
         raise ValueError(f"`penstock {arguments}` needs a shell; write it without one, or mark it as not run")
-    command = [sys.executable, "-m", "penstock", *words]
-    return f'__import__("subprocess").run({command!r}, check=True)'
+    if words[:1] == ["train"]:
+        return f'__import__("subprocess").run({[sys.executable, "-m", "penstock", *words]!r}, check=True)'
+    return f'__import__("sys").exit(1) if __import__("penstock.cli.main", fromlist=["main"]).main({words!r}) else None'
 
 
 def _run_script(script: str, *, name: str, directory: Path) -> None:
@@ -156,8 +160,13 @@ def test_a_snippet_keeps_its_line_number_and_the_rest_is_blank() -> None:
 
 def test_a_command_becomes_a_call_and_what_it_prints_is_left_out() -> None:
     page = "```console\n$ penstock show zb-v \\\n    -p 4  # four ranks\n0F0 0F1\n$ ls\n```\n"
-    command = [sys.executable, "-m", "penstock", "show", "zb-v", "-p", "4"]
-    assert script_of(page) == f'\n__import__("subprocess").run({command!r}, check=True)\n\n\n\n\n'
+    assert script_of(page) == f"\n{_call('show zb-v -p 4')}\n\n\n\n\n"
+    assert repr(["show", "zb-v", "-p", "4"]) in _call("show zb-v -p 4")
+
+
+def test_a_command_that_fails_fails_the_page(tmp_path: Path) -> None:
+    with pytest.raises(pytest.fail.Exception, match="unknown schedule"):
+        _run_script(script_of("```console\n$ penstock show nonsense -p 4\n```\n"), name="PAGE.md", directory=tmp_path)
 
 
 def test_a_block_marked_with_a_reason_is_not_run_but_the_next_one_is() -> None:
