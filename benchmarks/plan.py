@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from penstock.planner import Fleet, Limits, Planned, load_fleet, plan_training
+from penstock.planner import Fleet, Limits, Planned, describe, load_fleet, plan_training
 
 CLUSTERS = Path(__file__).parents[1] / "examples" / "clusters"
 
@@ -43,7 +43,7 @@ def hosts(name: str, devices: int) -> Fleet:
 
 
 class Run(NamedTuple):
-    """A published run: model, cluster, sequences and tokens, degrees, chunks, microbatch, and MFU."""
+    """A published run: model, cluster, sequences and tokens, degrees, chunks, microbatch, fused attention, and MFU."""
 
     name: str
     model: dict[str, Any]
@@ -54,18 +54,21 @@ class Run(NamedTuple):
     chunks: int
     size: int
     recompute: bool
+    fused: bool
     mfu: float
 
 
 PUBLISHED = [
-    Run("Korthikanti 2022, 22B", gpt(48, 6144, 64), "a100", 4, 2048, (1, 8, 1), 1, 4, False, 0.415),
-    Run("Korthikanti 2022, 175B", gpt(96, 12288, 96), "a100", 64, 2048, (1, 8, 8), 3, 1, False, 0.514),
-    Run("Korthikanti 2022, 530B", gpt(105, 20480, 128), "a100", 280, 2048, (1, 8, 35), 3, 1, False, 0.560),
-    Run("Korthikanti 2022, 1T", gpt(128, 25600, 160), "a100", 512, 2048, (1, 8, 64), 1, 1, False, 0.563),
+    Run("Korthikanti 2022, 22B", gpt(48, 6144, 64), "a100", 4, 2048, (1, 8, 1), 1, 4, False, False, 0.415),
+    Run("Korthikanti 2022, 175B", gpt(96, 12288, 96), "a100", 64, 2048, (1, 8, 8), 3, 1, False, False, 0.514),
+    Run("Korthikanti 2022, 530B", gpt(105, 20480, 128), "a100", 280, 2048, (1, 8, 35), 3, 1, False, False, 0.560),
+    Run("Korthikanti 2022, 1T", gpt(128, 25600, 160), "a100", 512, 2048, (1, 8, 64), 1, 1, False, False, 0.563),
     # 140 TFLOP/s of 312, every fourth of which runs a forward again.
-    Run("Narayanan 2021, 175B", gpt(96, 12288, 96), "a100", 1536, 2048, (8, 8, 16), 3, 1, True, 140 / 312 * 3 / 4),
-    Run("Llama 3, 405B", llama(126, 16384, 128, 53248), "h100", 2048, 8192, (64, 8, 16), 8, 1, False, 0.43),
-    Run("Llama 3, 405B", llama(126, 16384, 128, 53248), "h100", 2048, 8192, (128, 8, 16), 8, 1, False, 0.41),
+    Run(
+        "Narayanan 2021, 175B", gpt(96, 12288, 96), "a100", 1536, 2048, (8, 8, 16), 3, 1, True, False, 140 / 312 * 3 / 4
+    ),
+    Run("Llama 3, 405B", llama(126, 16384, 128, 53248), "h100", 2048, 8192, (64, 8, 16), 8, 1, False, True, 0.43),
+    Run("Llama 3, 405B", llama(126, 16384, 128, 53248), "h100", 2048, 8192, (128, 8, 16), 8, 1, False, True, 0.41),
 ]
 
 
@@ -85,7 +88,8 @@ def compare() -> None:
             sharding=(1,) if data > 1 else (0,),
             recompute="always" if run.recompute else "never",
         )
-        found = plan_training(run.model, fleet, global_batch=run.batch, sequence=run.sequence, limits=limits)
+        model = replace(describe(run.model), fused_attention=run.fused)
+        found = plan_training(model, fleet, global_batch=run.batch, sequence=run.sequence, limits=limits)
         mfu = found.plans[0].forecast.mfu
         devices, degrees = data * tensor * pipeline, f"{data}×{tensor}×{pipeline}"
         print(f"{run.name:<24} {devices:>8} {degrees:>9} {run.mfu:>9.1%} {mfu:>6.1%} {mfu / run.mfu:>6.2f}")

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,12 @@ def reference_step(  # noqa: PLR0913  # the arguments of a Pipeline and of its s
         batch_rules: as for Pipeline.
     """
     rules = BatchRules(batch_rules)
-    sizes = even_sizes(rules.size(inputs, name="inputs"), num_microbatches)
+    divide = partial(even_sizes, num_microbatches=num_microbatches)
+    sizes = rules.sizes(inputs, name="inputs", divide=divide, num_microbatches=num_microbatches)
+    counts = rules.sizes(targets, name="targets", divide=divide, num_microbatches=num_microbatches)
     microbatches = rules.split(inputs, sizes, name="inputs")
-    answers = rules.split(targets, sizes, name="targets")
-    weights = [float(weight_fn(answer)) for answer in answers] if weight_fn else [float(size) for size in sizes]
+    answers = rules.split(targets, counts, name="targets")
+    weights = [float(weight_fn(answer)) for answer in answers] if weight_fn else [float(count) for count in counts]
     total = math.fsum(weights)
     forward = _unsplit(model, seed=seed, step=step)
     losses = []
@@ -62,7 +65,8 @@ def reference_step(  # noqa: PLR0913  # the arguments of a Pipeline and of its s
         scale = weights[number] / total
         if loss.requires_grad:
             (loss * scale).backward()
-        losses.append(loss.detach().double().reshape(()) * scale)
+        value = loss.detach().double().reshape(())
+        losses.append(value * scale if scale else torch.zeros_like(value))  # of weight 0: perhaps the mean of nothing
     return torch.stack(losses).sum()
 
 
@@ -138,6 +142,7 @@ def check_against_reference(  # noqa: PLR0913  # as above
     partition: Partition | Sequence[int] | Sequence[str] | None = None,
     weight_fn: WeightFunction | None = None,
     seed: int | None = None,
+    batch_rules: Mapping[str, BatchRule] | None = None,
 ) -> ReferenceCheck:
     """Returns how far the gradients of one step over loopback are from those of the unsplit model.
 
@@ -147,7 +152,14 @@ def check_against_reference(  # noqa: PLR0913  # as above
         UserError: what Pipeline raises for these arguments.
     """
     loss, expected = reference_gradients(
-        model, loss_fn, inputs, targets, num_microbatches=num_microbatches, weight_fn=weight_fn, seed=seed
+        model,
+        loss_fn,
+        inputs,
+        targets,
+        num_microbatches=num_microbatches,
+        weight_fn=weight_fn,
+        seed=seed,
+        batch_rules=batch_rules,
     )
     twin = copy.deepcopy(model)
     if cut(twin).fill is None:  # else the pipeline makes its parameters, without gradients
@@ -163,6 +175,7 @@ def check_against_reference(  # noqa: PLR0913  # as above
             partition=partition,
             weight_fn=weight_fn,
             seed=seed,
+            batch_rules=batch_rules,
         )
         loss = pipe.step(inputs, targets)
         return pipe, loss, {name: p.grad for name, p in pipe.named_parameters() if p.grad is not None}

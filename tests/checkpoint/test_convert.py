@@ -43,6 +43,10 @@ def test_another_number_of_files_goes_on_as_the_checkpoint_itself(
 ) -> None:
     path, expected = saved_then_unbroken(tmp_path / "saved", SETUP)
     made = Path(told(capsys, tmp_path / "saved", tmp_path / "made", "--files", files))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "saved")
+    again = Path(told(capsys, tmp_path / "run", tmp_path / "again", "--files", files))
+    assert read_manifest(again) == read_manifest(made), "a run of training is known by its checkpoints"
     assert made == latest(tmp_path / "made")
     old, new = read_manifest(path), read_manifest(made)
     assert len(new.files) == files
@@ -84,6 +88,14 @@ def test_what_cannot_be_converted_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert "is a checkpoint already, and nothing is written over" in refused(capsys, path, tmp_path / "saved")
     assert "use a number from 1 to" in refused(capsys, path, tmp_path / "out", "--files", 0)
     assert "dtype=float16 is for weights alone" in refused(capsys, path, tmp_path / "out", "--dtype", "float16")
+    hf, one = tmp_path / "hf", tmp_path / "all.safetensors"
+    assert "files=3 is for a checkpoint, not for a Hugging Face" in refused(capsys, path, hf, "--hf", "--files", 3)
+    assert "files=2 is for a checkpoint, not for weights in one" in refused(capsys, path, one, "--files", 2)
+    assert f"and {one} names one file" in refused(capsys, path, one, "--hf")
+    assert f"like={path} is for a Hugging Face directory; add" in refused(capsys, path, hf, "--like", path)
+    told = refused(capsys, path, hf, "--hf", "--like", tmp_path / "no")
+    assert f"like={tmp_path / 'no'} is no directory; name one of this model" in told
+    assert not hf.exists() and not one.exists()
     file = path / "rank-0.safetensors"
     content = bytearray(file.read_bytes())
     content[-9] ^= 1

@@ -13,16 +13,19 @@ from tests.checkpoint.ranks import alone, save
 from penstock.checkpoint import Shard, latest, read_manifest
 from penstock.errors import CheckpointError
 
+EXTRA = {"rate": 0.001, "checksum": '"checksum": ""'}
+
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     shard = Shard({"model/weight": torch.arange(100.0)})
-    return save(tmp_path, shard, step=7, rank=0, exchange=alone, keep=1, extra={})
+    return save(tmp_path, shard, step=7, rank=0, exchange=alone, keep=1, extra=EXTRA)
 
 
 def change(path: Path, **changes: Any) -> None:
+    """Changes the manifest and leaves its checksum out, as somebody who means harm would."""
     file = path / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes | {"checksum": ""}))
 
 
 def refusal(path: Path) -> str:
@@ -43,6 +46,33 @@ def test_a_torn_manifest_is_refused(saved: Path, keep: int) -> None:
     file.write_bytes(file.read_bytes()[:keep])
     assert str(file) in refusal(saved)
     assert "damaged" in refusal(saved)
+
+
+def test_every_flipped_bit_of_the_manifest_is_found(saved: Path) -> None:
+    """Symptom: a run went on with another learning rate. Cause: only tensors had checksums, and JSON stayed JSON."""
+    file = saved / "manifest.json"
+    content = file.read_bytes()
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        file.write_bytes(flipped)
+        assert str(file) in refusal(saved)
+    flipped = bytearray(content)
+    for place, bit in [(len(content) - back, bit) for back in range(1, 90) for bit in range(8)]:
+        flipped[place] ^= 1 << bit
+        file.write_bytes(flipped)
+        assert str(file) in refusal(saved), "in the checksum itself and around it"
+        flipped[place] ^= 1 << bit
+
+
+def test_a_setting_that_has_changed_is_found_though_the_manifest_is_whole(saved: Path) -> None:
+    file = saved / "manifest.json"
+    text = file.read_text()
+    assert '"rate": 0.001' in text
+    file.write_text(text.replace('"rate": 0.001', '"rate": 0.101'))
+    assert f"{file} has changed since it was saved; use another checkpoint" in refusal(saved)
+    file.write_text(text)
+    assert read_manifest(saved).extra == {"rate": 0.001, "checksum": '"checksum": ""'}
 
 
 def test_a_manifest_that_is_not_text_is_refused(saved: Path) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import SGD, Adafactor, AdamW, Optimizer, lr_scheduler
 
 import penstock as ps
+from penstock.checkpoint import read_manifest
 from penstock.errors import CheckpointError
 
 Parameters = dict[str, nn.Parameter]
@@ -179,10 +180,10 @@ def tied(seed: int) -> nn.Sequential:
     return model
 
 
-@pytest.mark.parametrize(("p", "schedule"), [(2, "gpipe"), (1, "naive"), (4, "one_f_one_b"), (2, "zb_v")])
+@pytest.mark.parametrize(
+    ("p", "schedule"), [(2, "gpipe"), (1, "naive"), (4, "one_f_one_b"), (2, "zb_v"), (2, "chimera")]
+)
 def test_tied_parameters_are_saved_once_and_stay_one(p: int, schedule: str, tmp_path: Path) -> None:
-    from penstock.checkpoint import read_manifest
-
     path, expected = saved_then_unbroken(tmp_path, Setup(4, "gpipe", make=momentum, model=tied))
     manifest = read_manifest(path)
     assert manifest.aliases == {"5.0.weight": "0.0.weight", "7.0.weight": "0.0.weight"}
@@ -230,3 +231,59 @@ def test_what_does_not_fit_is_refused_with_what_would(tmp_path: Path) -> None:
     foreign = Setup(make=lambda _: [SGD(nn.Linear(2, 2).parameters(), lr=0.1)])
     with pytest.raises(CheckpointError, match="2 of the optimizer's 2 parameters are not this pipeline's"):
         saved_then_unbroken(tmp_path / "foreign", foreign, before=0, after=0)
+
+
+def test_a_group_without_parameters_goes_on_where_it_is(tmp_path: Path) -> None:
+    """Symptom: NoneType times float in the next step of the scheduler. Cause: a rank without biases has an empty group
+    for them, of which nothing was saved."""
+
+    def bare(seed: int) -> nn.Sequential:
+        model = eight(seed)
+        for layer in model[4:]:
+            layer[0].register_parameter("bias", None)
+        return model
+
+    def decayed_apart(parameters: Parameters) -> Sequence[Optimizer]:
+        groups = [
+            {"params": [p for p in parameters.values() if p.dim() > 1]},
+            {"params": [p for p in parameters.values() if p.dim() == 1], "weight_decay": 0.0, "lr": 1e-3},
+        ]
+        return [AdamW(groups, lr=1e-2, weight_decay=0.1)]
+
+    def setup(p: int, scheduler: str) -> Setup:
+        return Setup(p, "gpipe", make=decayed_apart, schedulers=SCHEDULERS[scheduler], model=bare)
+
+    for scheduler in ("lambda", "several", "plateau"):
+        path, expected = saved_then_unbroken(tmp_path / scheduler, setup(2, scheduler), before=1, after=2)
+        for p in (1, 2, 4):
+            assert_same(resumed(path, setup(p, scheduler), before=1, after=2), expected)
+
+
+def test_names_are_the_models_own_whatever_is_compiled(tmp_path: Path) -> None:
+    """Symptom: a run without torch.compile could not open what one with it had saved. Cause: `_orig_mod` in names."""
+
+    def compiled(seed: int) -> nn.Sequential:
+        return nn.Sequential(*(torch.compile(layer, backend="eager") for layer in tied(seed)))
+
+    kinds = {"compiled": compiled, "plain": tied}
+    for one, other in (("compiled", "plain"), ("plain", "compiled")):
+        setup = Setup(2, "gpipe", make=momentum, model=kinds[one])
+        path, expected = saved_then_unbroken(tmp_path / one, setup, before=0, after=0)
+        assert all("_orig_mod" not in name for name in read_manifest(path).tensors())
+        assert read_manifest(path).aliases == {"5.0.weight": "0.0.weight", "7.0.weight": "0.0.weight"}
+        found = resumed(path, setup._replace(num_ranks=4, model=kinds[other]), before=0, after=0)
+        plain = {name.replace("_orig_mod.", ""): value for name, value in expected.weights.items()}
+        assert {name.replace("_orig_mod.", "") for name in found.weights} == plain.keys()
+        for name, value in found.weights.items():
+            assert torch.equal(value, plain[name.replace("_orig_mod.", "")]), name
+
+
+def test_a_larger_models_checkpoint_is_refused_not_loaded_in_part(tmp_path: Path) -> None:
+    """Symptom: a model of six layers took the first six of eight. Cause: each rank asked for its own names alone."""
+    path, _ = saved_then_unbroken(tmp_path, Setup(2, "gpipe"), before=0, after=0)
+    shorter = Setup(3, "gpipe", model=lambda seed: nn.Sequential(*eight(seed)[:6]))
+    with pytest.raises(CheckpointError, match=r'has no place for 4 of them: "6\.0\.bias", "6\.0\.weight"'):
+        resumed(path, shorter, before=0, after=0)
+    untied, _ = saved_then_unbroken(tmp_path / "untied", Setup(2, "gpipe"), before=0, after=0)
+    with pytest.raises(CheckpointError, match=r'no place for 2 of them: "5\.0\.weight", "7\.0\.weight"'):
+        resumed(untied, Setup(2, "gpipe", model=tied), before=0, after=0)

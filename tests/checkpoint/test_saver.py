@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.checkpoint.runs import Rank, Setup, assert_same, merged, over_ranks, resumed
@@ -14,7 +15,7 @@ from torch.optim import AdamW
 
 from penstock import checkpoint
 from penstock.checkpoint import Saver, latest, read_manifest
-from penstock.errors import CheckpointError
+from penstock.errors import CheckpointError, UserError
 
 SETUP = Setup(2, "one_f_one_b", make=lambda parameters: [AdamW(parameters.values(), lr=0.01)])
 
@@ -253,3 +254,73 @@ def test_a_model_without_optimizer_loads_weights_alone(tmp_path: Path) -> None:
     found = resumed(path, bare, before=2, after=0)
     stored = checkpoint.read_tensors(path, [f"model/{name}" for name in found.weights])
     assert all(torch.equal(stored[f"model/{name}"], value) for name, value in found.weights.items())
+
+
+def test_extra_values_come_back_as_they_were(tmp_path: Path) -> None:
+    """Symptom: the best loss so far, inf, came back as None. Cause: JSON has no such number."""
+    extra = {"best": float("inf"), "seen": (1, 2), "words": {7: "seven"}, "count": 2**100, "$odd": [None, True]}
+
+    def work(rank: Rank) -> dict[str, Any]:
+        with Saver(tmp_path, rank.pipe) as saver:
+            path = saver.save(extra=extra)
+        assert checkpoint.load(path, rank.pipe).extra == extra
+        return checkpoint.load(checkpoint.save(tmp_path, rank.pipe, extra=extra), rank.pipe).extra
+
+    assert over_ranks(SETUP, work) == [extra] * 2
+
+
+class Drawing:
+    """A data loader that shuffles with a generator of numpy's."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = np.random.default_rng(seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.bit_generator.state, "order": self.generator.permutation(5)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.bit_generator.state = state["generator"]
+        assert sorted(state["order"].tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_a_loader_that_draws_with_numpy_goes_on(tmp_path: Path) -> None:
+    def work(rank: Rank) -> tuple[float, float]:
+        loader, other = Drawing(1), Drawing(2)
+        path = rank.save(tmp_path, state={"loader": loader})
+        expected = Drawing(1).generator.random()
+        rank.load(path, state={"loader": other})
+        return other.generator.random(), expected
+
+    for found, expected in over_ranks(SETUP, work):
+        assert found == expected
+
+
+def refused(save: Callable[[Rank], object], tmp_path: Path) -> str:
+    def work(rank: Rank) -> str:
+        with pytest.raises(UserError) as caught:
+            save(rank)
+        return str(caught.value)
+
+    told = over_ranks(SETUP, work)
+    assert latest(tmp_path) is None
+    return told[0]
+
+
+def test_arguments_of_a_wrong_kind_are_told_on_every_rank(tmp_path: Path) -> None:
+    save = checkpoint.save
+    assert "step=-1 is no number of a step" in refused(lambda rank: save(tmp_path, rank.pipe, step=-1), tmp_path)
+    assert "step=1.5 is no number" in refused(lambda rank: save(tmp_path, rank.pipe, step=1.5), tmp_path)  # type: ignore[arg-type]
+    assert "not a text or a Path; give a directory" in refused(lambda rank: save(rank.pipe, tmp_path), tmp_path)  # type: ignore[arg-type]
+    assert "bias=True), not a Pipeline; give the Pipeline" in refused(
+        lambda _: save(tmp_path, torch.nn.Linear(2, 2)), tmp_path
+    )  # type: ignore[arg-type]
+    told = refused(lambda rank: save(tmp_path, rank.pipe, optimizer=rank.optimizers[0].state_dict()), tmp_path)  # type: ignore[arg-type]
+    assert "optimizer is a dict, which has no param_groups; give e.g. torch.optim" in told
+    told = refused(lambda rank: save(tmp_path, rank.pipe, optimizer=rank.optimizers, scheduler=[3]), tmp_path)
+    assert "scheduler is an int, which has no state_dict" in told
+    told = refused(lambda rank: save(tmp_path, rank.pipe, state={"epoch": 3}), tmp_path)  # type: ignore[dict-item]
+    assert 'state["epoch"] is an int, which has no state_dict' in told and "plain values go into extra=" in told
+    told = refused(lambda rank: save(tmp_path, rank.pipe, extra={"of": rank}), tmp_path)
+    assert "rank 0: extra['of'] is a Rank, which cannot be saved without a pickle" in told
+    told = refused(lambda rank: checkpoint.load(tmp_path, torch.nn.Linear(2, 2)), tmp_path)  # type: ignore[arg-type]
+    assert "bias=True), not a Pipeline" in told

@@ -43,6 +43,28 @@ class Chaotic(nn.Module):
 def chaotic():
     return nn.Sequential(Chaotic(), nn.Linear(4, 2)), nn.functional.mse_loss, torch.rand(8, 4), torch.rand(8, 2)
 
+def lazy():
+    import penstock as ps
+    layers = [ps.LayerSpec(nn.Linear, 4, 4) for _ in range(4)]
+    return layers, nn.functional.mse_loss, torch.rand(8, 4), torch.rand(8, 4)
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, batch):
+        return self.linear(batch["x"]) * batch["mask"].t()
+
+def masked(rules=None):
+    torch.manual_seed(1)
+    batch = {"x": torch.rand(8, 4), "mask": torch.rand(4, 8)}
+    model = nn.Sequential(Masked(), nn.Linear(4, 4))
+    return model, nn.functional.mse_loss, batch, torch.rand(8, 4), rules or {"batch_rules": {'inputs["mask"]': 1}}
+
+def strange():
+    return masked({"rules": 1})
+
 def wrong():
     return 3
 """
@@ -64,6 +86,30 @@ def test_a_right_model_is_right_and_every_parameter_has_its_error(file: Path, ca
         assert name in out
     assert "right: the worst error is" in out
     assert main(["check", "--model", f"{file}:net", "--seed", "1", "--partition", "blocks.1"]) == 0
+
+
+def test_every_way_to_say_a_partition_and_layers_that_are_not_built(file: Path, capsys: pytest.CaptureFixture[str]):
+    for partition in (["auto"], ["1", "3"], ["2"], ["[13]"]):
+        ranks = ["-p", "3"] if partition == ["[13]"] else []
+        words = ["--model", f"{file}:lazy", "--seed", "1", "--fp64", *ranks, "--partition", *partition]
+        expected = 0 if partition != ["2"] else 1
+        assert main(["check", *words]) == expected, partition
+    assert "partition [2] has 1 stages; the schedule has 2" in capsys.readouterr().err
+    for words in (["1", "2"], ["2", "3"], ["0", "4"], ["9"], ["1", "1"]):
+        assert main(["check", "--model", f"{file}:lazy", "--seed", "1", "--partition", *words]) == 1
+    told = capsys.readouterr().err
+    for expected in ("leaves out layers [3] of 4", "takes 5 layers; the model has 4", "leaves stage 0 without layers"):
+        assert expected in told
+
+
+def test_arguments_follow_their_microbatch_by_the_rules_that_the_function_gives(
+    file: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Without the rule the mask would be taken for a batch of four."""
+    assert main(["check", "--model", f"{file}:masked", "-m", "4"]) == 0
+    assert "0.linear.weight  0 (bit for bit)" in capsys.readouterr().out
+    assert main(["check", "--model", f"{file}:strange"]) == 1
+    assert "returned 'rules' among its rules; use weight_fn or batch_rules" in capsys.readouterr().err
 
 
 def test_a_model_that_keeps_count_of_its_calls_is_found_wrong(file: Path, capsys: pytest.CaptureFixture[str]):

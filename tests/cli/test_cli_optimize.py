@@ -40,6 +40,13 @@ def test_costs_of_each_stage_come_from_a_file_and_the_schedule_goes_to_one(tmp_p
     assert main(["verify", str(out)]) == 0
 
 
+def test_each_rank_may_have_a_limit_of_its_own(tmp_path: Path, capsys: Captured) -> None:
+    out = tmp_path / "found.json"
+    assert main(["optimize", "-p", "2", "-m", "4", "--memory", "2", "1", "--out", str(out)]) == 0
+    costs = StageCosts(activation_bytes=1, deferred_bytes=1)
+    assert simulate(load_schedule(str(out)), costs).peak_memory == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -48,6 +55,8 @@ def test_costs_of_each_stage_come_from_a_file_and_the_schedule_goes_to_one(tmp_p
         (["-p", "0"], "-p 0"),
         (["--effort", "-1"], "effort=-1.0"),
         (["--memory", "0.5"], "memory_limit=0.5 on rank 0"),
+        (["--memory", "4", "3"], "memory_limit has 2 values for 4 ranks"),
+        (["-p", "2", "-m", "2", "--out", "absent/found.json"], "cannot write absent/found.json: No such file"),
         (["--stage-costs", "absent.json"], "absent.json: cannot be read as JSON"),
     ],
 )

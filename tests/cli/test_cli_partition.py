@@ -47,6 +47,16 @@ def test_little_memory_has_layers_run_again(capsys: Captured, tmp_path: Path) ->
     assert main([*base, "--recompute"]) == 0
 
 
+def test_memory_is_that_of_all_stages_of_a_rank(capsys: Captured, tmp_path: Path) -> None:
+    path = tmp_path / "layers.json"
+    path.write_text(json.dumps({"forward": [1] * 8, "input_grad": [1] * 8, "parameter_bytes": [1] * 8}))
+    base = ["partition", "-p", "2", "-m", "4", "--schedule", "interleaved_1f1b", "--costs", str(path)]
+    assert main([*base, "--memory", "4"]) == 0
+    assert "sizes        2 2 2 2" in capsys.readouterr().out
+    assert main([*base, "--memory", "3"]) == 1
+    assert "of the even one rank 1 takes 4 bytes and has 3" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

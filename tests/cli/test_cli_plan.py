@@ -1,12 +1,15 @@
 """`penstock plan`: a table with reasons, files, and one sentence for what does not fit."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from penstock.cli.main import main
-from penstock.planner import load_plan
+from penstock.planner import Forecast, Plan, load_plan
+from penstock.view.plans import plan_table
 
 CLUSTER = """
 [devices.gpu]
@@ -46,6 +49,35 @@ def test_the_best_plan_is_printed_with_its_reason_and_saved(files: Path, capsys:
     assert tree["plans"][0]["schedule"] == plan.schedule
     assert len(tree["plans"]) == 3
     assert max(map(len, printed.split("best  ")[0].splitlines())) <= 80
+
+
+def test_a_table_of_large_plans_is_cut_nowhere_within_80_columns() -> None:
+    """Symptom: memory ended in an ellipsis where degrees and the schedule's name were long."""
+    long = Plan(
+        *(256, 8, 16, "pipeline", "interleaved_1f1b", 8, 128, 16, 8192, 3, (1,) * 128, tuple(range(126))),
+        Forecast(12345.6, 2e6, 0.363, 0.155, (74.3e9,), (75e9,), {}),
+    )
+    told = io.StringIO()
+    Console(file=told, width=80).print(plan_table([long] * 10))
+    assert "…" not in told.getvalue()
+    assert "69.2" in told.getvalue()
+
+
+def test_a_layout_in_use_is_set_against_the_best_plan(files: Path, capsys: Captured) -> None:
+    command = ["plan", "config.json", "cluster.toml", *SIZES, "--keep", "1"]
+    assert main([*command, "--against", "1", "4"]) == 0
+    told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("against"))
+    assert " faster than data 1 × tensor 1 × pipeline 4, " in told
+    assert main([*command, "--against", "1", "9"]) == 0
+    assert "against    no combination of Limits(tensor=(1,), pipeline=(9,)" in capsys.readouterr().out
+    assert main([*command, "--against", "8"]) == 1
+    assert "--against 8; give a tensor and a pipeline degree, e.g. 8 16" in capsys.readouterr().err
+
+
+def test_stages_a_rank_are_limited(files: Path) -> None:
+    command = ["plan", "config.json", "cluster.toml", *SIZES, "--pipeline", "2", "--chunks", "3", "--out", "plan.json"]
+    assert main(command) == 0
+    assert load_plan(files / "plan.json").chunks == 3
 
 
 def test_pictures_and_pages_are_written(files: Path) -> None:

@@ -20,6 +20,7 @@ FAULTS = {
     "killed": Fault("kill", 1, 3),
     "stopped": Fault("stop", 1, 3),
     "raising": Fault("raise", 1, 2),
+    "slow": Fault("slow", 1, 3),
     "leaving": Fault("leave", 1, 2),
     "killed with the store": Fault("kill", 0, 2, own_store=True),
 }
@@ -43,7 +44,7 @@ def reports(ranks: list[Ended], fault: Fault) -> list[str]:
     return [" ".join([str(rank.lines), rank.errors]) for rank in survivors]
 
 
-@pytest.mark.parametrize("name", ["killed", "stopped"])
+@pytest.mark.parametrize("name", ["killed", "stopped", "slow"])
 def test_a_rank_that_falls_silent_in_mid_step_is_named_with_its_place(name: str, outcomes):
     for report in reports(outcomes[name], FAULTS[name]):
         assert "rank 1" in report

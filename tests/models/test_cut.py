@@ -61,3 +61,15 @@ def test_a_model_that_is_cut_already_is_taken_as_it_is():
 def test_what_no_front_end_can_cut_is_named(model: object):
     with pytest.raises(ModelError, match=rf"a {type(model).__name__} cannot be cut into stages"):
         cut(model)
+
+
+def test_statistics_that_two_stages_would_keep_apart_are_refused():
+    """Symptom: running means unlike the unsplit model's. Cause: one batch norm on two stages saw half of its calls."""
+    norm = nn.BatchNorm1d(2)
+    model = cut([nn.Sequential(nn.Linear(2, 2), norm), nn.Linear(2, 2), nn.Sequential(norm, nn.Linear(2, 2))])
+    with pytest.raises(ModelError, match=r"0\.1 on stage 0 and 2\.0 on stage 1 are one module, which keeps running"):
+        model.parameters_of(Partition((0, 2, 3)))
+    assert len(model.parameters_of(Partition((0, 3)))[0]) == 8, "on one stage it is the unsplit model's"
+    without = nn.BatchNorm1d(2, track_running_stats=False)
+    shared = cut([without, nn.Sequential(without)])
+    assert [len(tie.holders) for tie in shared.parameters_of(Partition((0, 1, 2)))[1]] == [2, 2]

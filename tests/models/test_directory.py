@@ -18,7 +18,7 @@ from torch import Tensor
 import penstock as ps
 from penstock.errors import CheckpointError, HandshakeError, ModelError
 from penstock.models.hugging_face import causal_lm_loss, files, meta_model
-from penstock.models.hugging_face.plan import CANNOT
+from penstock.models.hugging_face.classes import CANNOT
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -78,12 +78,8 @@ def test_transformers_opens_what_a_pipeline_has_trained(tmp_path: Path, model_ty
     ]  # fmt: skip
 
 
-NOT_TRIED = {"dots3_note_text", "gemma4_unified_text", "phi4_multimodal"}
-"""No tiny model can be made of them, or they cannot be cut: docs/models.md says why."""
-
-
 @pytest.mark.models
-@pytest.mark.parametrize("model_type", sorted({*WITHOUT_PLAN, *model_types(planned=True)} - {*CANNOT, *NOT_TRIED}))
+@pytest.mark.parametrize("model_type", sorted({*WITHOUT_PLAN, *model_types(planned=True)} - {*CANNOT}))
 def test_every_class_is_drawn_read_and_written_as_transformers_does_it(tmp_path: Path, model_type: str):
     """Fresh numbers alike in two layouts; a directory of transformers' read; one that is written opened again."""
     model = saved(tmp_path / "before", model_type)

@@ -1,6 +1,8 @@
 """A timeline comes back from its file as it was, and a file that is none is refused with its place."""
 
+import ast
 import json
+import re
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -102,6 +104,7 @@ def test_whole_numbers_stay_whole() -> None:
         (LITERAL[-40:], "", "not a timeline"),
         (LITERAL, "[1, 2]", "not a timeline"),
         (LITERAL, "", "not a timeline"),
+        (LITERAL, "[" * 100_000, "not a timeline"),
     ],
 )
 def test_a_foreign_timeline_is_refused(old: str, new: str, message: str) -> None:
@@ -152,3 +155,17 @@ def test_files_that_cannot_be_read_or_written_are_named(tmp_path: Path) -> None:
     (tmp_path / "binary.json").write_bytes(b"\x89PNG\xff\x00")
     with pytest.raises(NotationError, match=r"binary.json: not a recording"):
         load_recording(tmp_path / "binary.json")
+
+
+def test_no_call_makes_a_decoder_of_a_type_of_ours() -> None:
+    """Symptom: a crash when ranks that are threads read a file. Cause: msgspec 0.22 takes a type apart on first use,
+    which two threads must not do at once. So decoders are made when their module is imported.
+    """
+    found = []
+    for source in sorted((Path(__file__).parents[2] / "src").rglob("*.py")):
+        text = source.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)) if "msgspec" in text else ():
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith((".json.decode", ".msgpack.decode")):
+                kinds = {ast.unparse(each.value) for each in node.keywords if each.arg == "type"}
+                found += [f"{source.name}:{node.lineno}" for kind in kinds if not re.fullmatch(r"[a-z\[\], ]+", kind)]
+    assert not found

@@ -9,6 +9,7 @@ import pytest
 import penstock as ps
 from penstock.errors import UserError
 from penstock.optimize import Problem, lower_bound, optimize_schedule, placements, problem_of
+from penstock.simulator.orders import schedule_of
 
 pytest.importorskip("ortools")
 from penstock.optimize.exact import solved  # after the check, which tells why nothing runs here
@@ -68,6 +69,28 @@ def test_a_solved_order_takes_what_the_solver_says():
     assert found.value == pytest.approx(found.lower_bound) == pytest.approx(exact.bound)
     timeline = ps.simulate(found.schedule, problem.costs, problem.cluster)
     assert found.value == (timeline.makespan if problem.objective == "makespan" else timeline.per_rank_span)
+
+
+def test_its_bound_holds_for_full_backwards_that_keep_less_than_i_and_w():
+    """Symptom: "proven" above what 1F1B takes. Cause: the solver knew I and W only, and I keeps more here than F."""
+    costs = ps.StageCosts([1, 4], [6, 2], [6, 1], activation_bytes=[2, 1], deferred_bytes=[3, 1])
+    limit = (4.7, 3.8)
+    found = optimize_schedule(2, 4, costs=costs, memory_limit=limit, search=ps.Search("span", exact=2))
+    assert found.named["one_f_one_b"] == 58
+    assert found.lower_bound <= found.value <= 58
+    problem = problem_of(
+        found.schedule.placement,
+        4,
+        costs=costs,
+        cluster=ps.Cluster.uniform(2),
+        memory_limit=limit,
+        objective="span",
+    )
+    exact = solved(problem, None, seconds=2, seed=0)
+    assert exact.bound <= 58
+    assert exact.found is None or problem.fits(
+        schedule_of("exact", problem.placement, 4, exact.found.words, exact.found.lengths)
+    )
 
 
 def test_an_exact_search_without_the_solver_says_what_to_install(monkeypatch: pytest.MonkeyPatch):

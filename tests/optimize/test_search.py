@@ -72,6 +72,14 @@ def test_uneven_stages_are_never_slower_than_a_named_schedule_and_within_memory(
     assert found.value < one_f_one_b
 
 
+def test_orders_of_i_and_w_are_left_out_where_only_full_backwards_have_a_cost():
+    """Symptom: ZB-H1 took no time for its backwards and won. Cause: costs of B alone leave I and W at 0."""
+    found = optimize_schedule(3, 6, costs=ps.StageCosts(1, 0, 0, backward=2), search=Search(effort=0.1))
+    assert found.value == 3 * (6 + 3 - 1)
+    assert {"one_f_one_b", "naive"} <= found.named.keys()
+    assert not {name for name in found.named if name.startswith("zb")}
+
+
 def test_the_same_seed_finds_the_same_order():
     first, second = (optimize_schedule(3, 6, search=Search(effort=0.3, seed=5)) for _ in range(2))
     assert first.schedule == second.schedule

@@ -132,10 +132,6 @@ def test_it_is_never_worse_than_even_stages(name: str):
     [
         ({"cluster": ps.Cluster.uniform(3)}, "the cluster has 3 devices for 2 ranks"),
         ({"schedule": ps.chimera(2, 2)}, "several replicas"),
-        (
-            {"schedule": ps.zb_v(2, 4), "cluster": ps.Cluster((ps.Device(9), ps.Device(9)), ((2, ps.Link()),))},
-            "memory limits are for one stage a rank",
-        ),
     ],
 )
 def test_what_cannot_be_partitioned_is_said(arguments: dict[str, object], words: str):

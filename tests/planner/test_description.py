@@ -1,9 +1,12 @@
 """A config alone gives the parameters, FLOPs and bytes that are published for the model."""
 
+import json
+
 import pytest
 
 from penstock.errors import UserError
 from penstock.planner import describe
+from penstock.planner.description import _KINDS
 
 LLAMA_405B = {
     "model_type": "llama",
@@ -71,6 +74,40 @@ def test_a_gated_layer_keeps_both_projections_and_their_product() -> None:
 def test_a_config_that_describes_no_decoder_is_told_in_one_sentence(change: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         describe(LLAMA_405B | change)
+
+
+def test_what_is_not_described_is_refused_and_not_taken_for_something_else() -> None:
+    with pytest.raises(
+        UserError, match=r"num_local_experts=8; mixtures of experts are not described, state the widths"
+    ):
+        describe(LLAMA_405B | {"model_type": "mixtral", "num_local_experts": 8})
+    with pytest.raises(UserError, match=r"model_type='lama' is not described. Did you mean \"llama\"\?"):
+        describe(LLAMA_405B | {"model_type": "lama"})
+    with pytest.raises(UserError, match=r"model_type=None is not described. docs/plan.md lists what is"):
+        describe({key: value for key, value in LLAMA_405B.items() if key != "model_type"})
+
+
+def test_heads_are_tied_as_the_kind_has_them_where_the_config_does_not_say() -> None:
+    silent = {key: value for key, value in LLAMA_405B.items() if key != "tie_word_embeddings"}
+    assert not describe(silent).tied
+    assert describe(silent | {"model_type": "gemma"}).tied
+    assert not describe(silent | {"model_type": "gemma", "tie_word_embeddings": False}).tied
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("name", _KINDS)
+def test_a_kind_has_the_parameters_that_transformers_gives_it(name: str) -> None:
+    """But for biases and the norms inside of attention, of which there is less than one in a hundred."""
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    config = transformers.AutoConfig.for_model(name)
+    with torch.device("meta"):
+        built = transformers.AutoModelForCausalLM.from_config(config)
+    told = describe(config.to_dict())
+    assert told.parameters == pytest.approx(sum(each.numel() for each in built.parameters()), rel=2e-3)
+    assert told.tied == (built.get_input_embeddings().weight is built.get_output_embeddings().weight)
+    usual = json.loads(config.to_json_string(use_diff=False))
+    del usual["tie_word_embeddings"]
+    assert describe(usual).tied == told.tied
 
 
 def test_what_is_missing_is_named() -> None:

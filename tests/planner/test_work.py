@@ -1,5 +1,7 @@
 """What layers take follows the formulas: FLOPs at the stated rate, bytes, collectives; or the profile."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tests.planner.test_description import GPT3_175B, LLAMA_405B
@@ -38,6 +40,19 @@ def test_a_tensor_degree_divides_work_and_activations() -> None:
     assert part.activation[1:-1] == pytest.approx(whole.activation[1:-1] / 8)
     assert part.deferred[1:-1] == pytest.approx(whole.deferred[1:-1] / 8)
     assert part.parameter.sum() == pytest.approx(whole.parameter.sum() / 8, rel=1e-4), "norms are on every device"
+
+
+def test_scores_that_are_written_out_pass_through_memory_and_once_more_in_the_backward() -> None:
+    fused = describe(GPT3_175B)
+    slow = DeviceKind("slow", 80e9, 1e15, efficiency=1.0, memory_bytes_per_second=1e12)
+    written, kept = (
+        described_work(replace(fused, fused_attention=how), 2048, StateBytes()).table(1, 8, slow, FREE)
+        for how in (False, True)
+    )
+    scores = 96 / 8 * 2048**2 / 1e12
+    longer = written.seconds[:, 1] - kept.seconds[:, 1]
+    assert longer == pytest.approx([13 * scores, 34 * scores, 0])
+    assert written.activation.tolist() == kept.activation.tolist()
 
 
 def test_collectives_gather_and_scatter_the_layer_twice_each_way() -> None:

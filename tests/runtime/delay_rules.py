@@ -150,7 +150,7 @@ def trained_without_stash(
             newest = history[k][i // per_version]
             if decay and apart[k]:
                 moved = i // per_version - max(0, i - apart[k]) // per_version
-                newest = {name: value - moved * movement[k][name] for name, value in newest.items()}
+                newest = {name: value.add(movement[k][name], alpha=-float(moved)) for name, value in newest.items()}
             grad = torch.ops.aten.tanh_backward(grad, out)
             x, w, b = (each.clone().requires_grad_() for each in (entered, newest["weight"], newest["bias"]))
             grad, dw, db = torch.autograd.grad(nn.functional.linear(x, w, b), (x, w, b), grad)

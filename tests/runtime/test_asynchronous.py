@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -150,8 +150,91 @@ def test_pipemare_meets_newer_weights_in_the_backward(per_version: int, decay: f
         decay=decay,
     )
     assert kept == [{0: 1}, {1: 1}, {2: 1}]
+    assert_equal(found, expected)
+
+
+def test_pipemares_learning_rates_are_those_of_the_paper_over_fifty_steps() -> None:
+    """τ_k = 2(p-1-k)+1 with stages from 0; stage k steps at lr · τ_k^-(1 - min(t / T, 1))."""
+    schedule, anneal = ps.pipemare(3, 50), 30
+    made_before: list[torch.optim.Optimizer] = []
+
+    def by_hand(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        optimizer = OPTIMIZERS["momentum"](parameters)
+        delay, taken = 2 * (2 - len(made_before)) + 1, [0]
+
+        def rate(used: torch.optim.Optimizer, *_: object) -> None:
+            used.param_groups[0]["lr"] = 0.05 * float(delay) ** -(1 - min(taken[0] / anneal, 1))
+            taken[0] += 1
+
+        optimizer.register_step_pre_hook(rate)
+        made_before.append(optimizer)
+        return optimizer
+
+    found, *_ = run(
+        schedule,
+        OPTIMIZERS["momentum"],
+        lr_scheduler=ps.pipemare_learning_rate(schedule, anneal_steps=anneal),
+        discrepancy_decay=0.135,
+    )
+    expected = rules.trained_without_stash(
+        made("dense"), microbatches(50), num_stages=3, per_version=1, optimizer=by_hand, decay=0.135
+    )
+    assert_equal(found, expected)
+
+
+def halving(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """SGD whose rate falls by a hundredth with each step."""
+    optimizer = OPTIMIZERS["momentum"](parameters)
+    optimizer.register_step_post_hook(
+        lambda used, *_: used.param_groups[0].update(lr=used.param_groups[0]["lr"] * 0.99)
+    )
+    return optimizer
+
+
+def clipping(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """SGD that bounds the norm of its gradient, by hand."""
+    optimizer = OPTIMIZERS["momentum"](parameters)
+
+    def bound(*_: object) -> None:
+        norm = torch.sqrt(sum((p.grad**2).sum() for p in parameters))  # type: ignore[arg-type]
+        for parameter in parameters:
+            parameter.grad *= min(1.0, 0.3 / (float(norm) + 1e-6))
+
+    optimizer.register_step_pre_hook(bound)
+    return optimizer
+
+
+VARIANTS: dict[str, tuple[rules.Optimizers, rules.Optimizers, dict[str, Any], float]] = {
+    "Nesterov's look-ahead": (
+        partial(ps.nesterov_look_ahead, lr=0.01),
+        lambda held: torch.optim.NAdam(
+            held, lr=0.01, betas=(0.99, 0.999), weight_decay=0.01, decoupled_weight_decay=True
+        ),
+        {},
+        0,
+    ),
+    "a learning rate that falls": (
+        OPTIMIZERS["momentum"],
+        halving,
+        {"lr_scheduler": lambda optimizer, _: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)},
+        0,
+    ),
+    "clipping by stage": (ps.clip_by_stage(OPTIMIZERS["momentum"], 0.3), clipping, {}, 1e-12),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_fifty_steps_of_other_optimizers_follow_the_delay_rule_too(variant: str) -> None:
+    piped, by_hand, arguments, tolerance = VARIANTS[variant]
+    found, *_ = run(ps.pipedream(3, 50), piped, **arguments)
+    expected, _ = rules.trained(
+        made("dense"), mse, microbatches(50), sizes=[2, 2, 2], rule=rules.stashing(3), optimizer=by_hand
+    )
     for name, value in expected.items():
-        if decay is None:
-            assert torch.equal(found[name], value), name
-        else:
-            torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-13)
+        torch.testing.assert_close(found[name], value, rtol=tolerance, atol=tolerance)
+    assert not torch.equal(plain_run()["0.weight"], found["0.weight"]), "the variant matters here"
+
+
+@cache
+def plain_run() -> dict[str, Tensor]:
+    return run(ps.pipedream(3, 50), OPTIMIZERS["momentum"])[0]

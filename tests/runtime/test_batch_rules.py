@@ -85,6 +85,42 @@ def test_each_argument_follows_its_microbatch(schedule: str) -> None:
             torch.testing.assert_close(grad, grads[name], rtol=1e-12, atol=1e-15, msg=name)
 
 
+@pytest.mark.parametrize("schedule", ["gpipe", "zb_v", "dualpipe_v"])
+def test_microbatches_of_a_list_may_differ_in_length_and_in_size(schedule: str) -> None:
+    """Packed sequences: no two microbatches alike, and none is padded. Steps of other shapes before and after."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH).double() for _ in range(4)))
+    rules = {"inputs": "list", "targets": "list"}
+
+    def pieces(seed: int) -> list[Tensor]:
+        return [numbers(1 + (i + seed) % 3, 2 + (i * seed) % 4, WIDTH, seed=seed + i) for i in range(MICROBATCHES)]
+
+    calls = [(pieces(seed), pieces(seed)) for seed in (1, 2, 1)]
+    expected = [
+        reference_gradients(model, mse, *call, num_microbatches=MICROBATCHES, batch_rules=rules) for call in calls
+    ]
+
+    def rank(transport: ps.LoopbackTransport) -> dict[str, Tensor]:
+        pipe = ps.Pipeline(
+            model, mse, transport=transport, schedule=schedule, num_microbatches=MICROBATCHES, batch_rules=rules
+        )
+        for call, (loss, _) in zip(calls, expected, strict=True):
+            torch.testing.assert_close(pipe.step(*call), loss, rtol=1e-12, atol=0)
+            torch.testing.assert_close(pipe.evaluate(*call), loss, rtol=1e-12, atol=0)
+        with pytest.raises(
+            BatchError, match=r'inputs holds 3 items; its batch rule is "list": give a list of .*=4 items'
+        ):
+            pipe.step(calls[0][0][:3], calls[0][1])
+        with pytest.raises(BatchError, match="inputs is a Tensor; its batch rule"):
+            pipe.step(numbers(4, 3, WIDTH, seed=1), calls[0][1])
+        return {name: parameter.grad for name, parameter in pipe.named_parameters()}
+
+    for own in ps.run_ranks(rank, 2, timeout_seconds=20):
+        for name, grad in own.items():
+            total = sum(grads[name] for _, grads in expected)
+            torch.testing.assert_close(grad, total, rtol=1e-12, atol=1e-15, msg=name)
+
+
 class Attention(nn.Module):
     """What flex_attention computes, whose backward torch has for GPUs only: by the mask's blocks and its function."""
 

@@ -93,3 +93,22 @@ def test_a_removed_hook_does_not_fire_and_a_failed_step_keeps_hooks_and_gradient
         assert fired == ["kept", "kept"]
 
     ps.run_ranks(work, 1)
+
+
+@pytest.mark.parametrize("schedule", [ps.pipedream(2, 4), ps.pipedream_2bw(2, 8, microbatches_per_version=4)])
+def test_where_the_schedule_steps_hooks_fire_once_a_step_of_the_optimizer(schedule: ps.Schedule):
+    """Symptom: before the first step a hook fired for every microbatch. Cause: only later steps took hooks off."""
+    model, data = made("dense"), batch(8)
+
+    def work(transport: ps.LoopbackTransport) -> None:
+        sgd = lambda parameters: torch.optim.SGD(parameters, lr=0.1)  # noqa: E731
+        pipe = ps.Pipeline(model, mse, transport=transport, schedule=schedule, optimizer=sgd)
+        fired: list[str] = []
+        for name, parameter in pipe.named_parameters():
+            parameter.register_hook(lambda grad, name=name: fired.append(name))
+        steps = sum(op.kind.name == "S" and op.stage == 0 for _, _, op in schedule.ops())
+        for call in (1, 2):
+            pipe.step(*data)
+            assert sorted(fired) == sorted(call * steps * [name for name, _ in pipe.named_parameters()])
+
+    ps.run_ranks(work, 2)

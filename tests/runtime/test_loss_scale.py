@@ -89,6 +89,36 @@ def test_bf16_autocast_around_a_step_gives_the_unsplit_models_gradients_under_au
             assert torch.equal(grad, whole.get_parameter(name).grad), name
 
 
+@pytest.mark.parametrize("schedule", [ps.pipedream(1, 4), ps.pipemare(1, 4)])
+def test_a_step_inside_autocast_is_met_by_the_next_microbatch(schedule: ps.Schedule):
+    """Symptom: all microbatches of a call met the weights of its begin. Cause: autocast keeps its copies of weights
+    until its region ends, and a version that is put in their place is no other tensor to it."""
+    whole, (inputs, targets) = model(), data()
+    twin = copy.deepcopy(whole)
+    optimizer = torch.optim.SGD(whole.parameters(), lr=0.5)
+    for x, y in zip(inputs.chunk(4), targets.chunk(4), strict=True):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mse(whole(x).float(), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def rank(transport: ps.LoopbackTransport) -> dict[str, Tensor]:
+        pipe = ps.Pipeline(
+            twin,
+            lambda out, to: mse(out.float(), to),
+            transport=transport,
+            schedule=schedule,
+            optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5),
+        )
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            pipe.step(inputs, targets)
+        return pipe.state_dict()
+
+    (state,) = ps.run_ranks(rank, 1, timeout_seconds=20)
+    for name, value in state.items():
+        assert torch.equal(value, whole.state_dict()[name]), name
+
+
 def test_a_scale_that_cannot_work_is_refused():
     for arguments in ({"initial": 0.0}, {"backoff": 1.5}, {"interval": 0}, {"growth": 0.5}):
         with pytest.raises(BatchError, match="use a scale above 0"):

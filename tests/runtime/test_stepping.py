@@ -170,6 +170,8 @@ def test_clipping_and_the_loops_own_optimizer_state_are_refused_in_words() -> No
             pipe.clip_grad_norm_(1.0)
         with pytest.raises(UserError, match=r"the optimizer state has no .*which stage"):
             pipe.load_optimizer_state_dict({})
+        with pytest.raises(UserError, match=r"loss_scale=2\.0 and pipedream, which steps inside.* e\.g\. bfloat16"):
+            pipe.step(*batch(4), loss_scale=2.0)
         pipe.step(*batch(4))
 
     def flushing(transport: ps.LoopbackTransport) -> None:

@@ -1,7 +1,5 @@
 """A parameter that stages of several ranks share stays one parameter: equal, stepped once, counted once."""
 
-import copy
-
 import pytest
 import torch
 from tests.runtime.runs import mse
@@ -81,15 +79,61 @@ def test_copies_start_from_the_first_holders_numbers_and_two_steps_add():
             torch.testing.assert_close(found[name], 2 * grads["0.weight"], rtol=1e-12, atol=1e-14)
 
 
-def test_a_frozen_tie_gets_no_gradient_and_two_directions_are_refused():
+@pytest.mark.parametrize(("schedule", "p"), [("chimera", 2), ("chimera", 4), ("dualpipe", 4), ("dualpipe_v", 2)])
+def test_a_tie_holds_over_several_directions_too(schedule: str, p: int):
+    """Every rank holds the parameter once, for the stages of both of its directions; it was refused."""
+    model, reference = tied(), tied()
+    m = 8
+    _, grads = reference_gradients(reference, mse, *data(), num_microbatches=m)
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads.values()]))
+
+    def rank(transport: ps.LoopbackTransport) -> tuple[dict[str, nn.Parameter], Tensor]:
+        pipe = ps.Pipeline(model, mse, transport=transport, schedule=schedule, num_microbatches=m)
+        pipe.step(*data())
+        total = pipe.clip_grad_norm_(1e9)
+        pipe.step(*data())
+        return dict(pipe.named_parameters()), total
+
+    first: dict[str, Tensor] = {}
+    for held, total in ps.run_ranks(rank, p, timeout_seconds=20):
+        torch.testing.assert_close(total, norm, rtol=1e-12, atol=0)
+        assert len({"0.weight", "2.weight", "3.1.weight"} & held.keys()) <= 1, "one parameter, however many stages"
+        for own, parameter in held.items():
+            name = "0.weight" if own in ("2.weight", "3.1.weight") else own
+            torch.testing.assert_close(parameter.grad, 2 * grads[name], rtol=1e-12, atol=1e-14, msg=name)
+            assert torch.equal(parameter.grad, first.setdefault(name, parameter.grad)), f"copies of {name} differ"
+
+
+def test_a_frozen_tie_gets_no_gradient_and_keeps_the_one_it_had():
     frozen = tied()
-    frozen[0].weight.requires_grad_(False)
 
     def rank(transport: ps.LoopbackTransport) -> None:
         pipe = ps.Pipeline(frozen, mse, transport=transport, num_microbatches=4)
         pipe.step(*data())
-        assert all(parameter.grad is None for _, parameter in pipe.named_parameters() if not parameter.requires_grad)
-        with pytest.raises(ModelError, match=r"0\.weight on stage 0 and 2\.weight on stage 1 .* are one tied .* two"):
-            ps.Pipeline(copy.deepcopy(frozen), mse, transport=transport, schedule="chimera", num_microbatches=4)
+        before = {name: parameter.grad.clone() for name, parameter in pipe.named_parameters()}
+        for name, parameter in pipe.named_parameters():
+            parameter.requires_grad_("bias" in name)
+        pipe.step(*data())
+        for name, parameter in pipe.named_parameters():
+            assert torch.equal(parameter.grad, before[name]) == ("weight" in name), name
+
+    ps.run_ranks(rank, 2, timeout_seconds=20)
+
+
+def test_a_tie_over_stages_that_step_by_themselves_is_refused():
+    """Symptom: copies drifted apart in silence. Cause: each stage's step met its own part of the gradient."""
+
+    def rank(transport: ps.LoopbackTransport) -> None:
+        with pytest.raises(
+            ModelError, match=r"0\.weight on stage 0 and 2\.weight on stage 1 .* are one tied .* steps each"
+        ):
+            ps.Pipeline(
+                tied(),
+                mse,
+                transport=transport,
+                schedule="pipedream",
+                num_microbatches=4,
+                optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+            )
 
     ps.run_ranks(rank, 2, timeout_seconds=20)

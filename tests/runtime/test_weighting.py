@@ -76,3 +76,20 @@ def test_what_the_weight_function_raises_reaches_all_ranks(uneven):
 
     ps.run_ranks(rank, 2, timeout_seconds=5)
     assert told == {0: "BatchError rank 1: KeyError: 'mask'", 1: "KeyError 'mask'"}
+
+
+@pytest.mark.parametrize("schedule", ["one_f_one_b", "chimera"])
+def test_a_microbatch_without_a_token_counts_for_nothing(schedule: str, uneven):
+    """Symptom: the loss was no number. Cause: the mean over no token is none, and 0 times that is none either."""
+    model, *data = uneven
+    loss, grads = reference_gradients(model, token_loss, *data, num_microbatches=2, weight_fn=tokens)
+
+    def rank(transport: ps.LoopbackTransport) -> dict[str, Tensor]:
+        arguments = {"transport": transport, "schedule": schedule, "num_microbatches": 4, "weight_fn": tokens}
+        pipe = ps.Pipeline(model, token_loss, **arguments)
+        torch.testing.assert_close(pipe.step(*data), loss, rtol=1e-12, atol=0)
+        torch.testing.assert_close(pipe.evaluate(*data), loss, rtol=1e-12, atol=0)
+        return {name: parameter.grad for name, parameter in pipe.named_parameters()}
+
+    parts = ps.run_ranks(rank, 2, timeout_seconds=20)
+    assert_close({name: grad for found in parts for name, grad in found.items()}, grads)

@@ -77,7 +77,7 @@ def test_a_number_without_a_point_is_a_number() -> None:
         ("[optimizer]\nbetas = [0.9]", "optimizer.betas=[0.9] has 1 entries; it must have 2"),
         (
             '[optimizer]\nname = "adam"',
-            'optimizer.name="adam" is not one of "adamw", "sgd". Did you mean "adamw"?',
+            'optimizer.name="adam" is not one of "adamw", "nadamw", "sgd". Did you mean "adamw"?',
         ),
         ("[run]\ndtype = 32", 'run.dtype=32 is not one of "float32", "bfloat16", "float64"'),
         ("[model\n", "not valid TOML"),

@@ -11,7 +11,7 @@ from penstock.train.places import place_noted, position
 
 def _pipe(call: str = "", *, done: int = 0, waiting_for: int = -1) -> SimpleNamespace:
     cursor = SimpleNamespace(call=call, where="1F1 (forward)", waiting_for=waiting_for)
-    return SimpleNamespace(cursor=cursor, steps_done=done, rank=1)
+    return SimpleNamespace(cursor=cursor, steps_done=done, rank=1, _replicas=None)
 
 
 @pytest.mark.parametrize(

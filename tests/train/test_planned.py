@@ -78,7 +78,7 @@ def test_a_plan_is_laid_onto_a_model_with_more_at_its_ends() -> None:
     ("change", "message"),
     [
         ({"tensor": 2}, "the plan has tensor=2; .* penstock plan and --tensor 1"),
-        ({"data": 3}, "the plan has data=3; .* a cluster file of 2 devices"),
+        ({"data": 3, "sharding": 1}, r"the plan has sharding=1 \(ZeRO 1\); .* penstock plan and --sharding 0"),
     ],
 )
 def test_degrees_that_do_not_run_are_refused(change: dict[str, int], message: str) -> None:

@@ -54,10 +54,8 @@ def test_an_unknown_schedule_is_named() -> None:
 
 
 @pytest.mark.parametrize("name", ["pipedream", "pipedream_2bw", "pipemare"])
-def test_a_schedule_that_steps_inside_starts_no_rank(name: str) -> None:
-    """Symptom: it was refused after the ranks had started. Cause: only its proof was asked for here."""
-    with pytest.raises(ConfigError, match=r"steps the weights inside the schedule.* e\.g\. one_f_one_b"):
-        check_layout(_layout(schedule=name, microbatches=4))
+def test_schedules_that_step_inside_can_train(name: str) -> None:
+    check_layout(_layout(schedule=name, microbatches=4))
 
 
 @pytest.mark.parametrize("name", ["interleaved_1f1b", "wave", "eager_1f1b", "zb_h1", "zb_v", "dualpipe", "chimera"])

@@ -1,8 +1,8 @@
 """Checkpoints: safetensors by rank, committed by a manifest, opened in any layout."""
 
 from penstock.checkpoint.directory import latest
+from penstock.checkpoint.held import Stateful
 from penstock.checkpoint.manifest import Manifest, read_manifest
-from penstock.checkpoint.pipeline_state import Stateful
 from penstock.checkpoint.ranks import Exchange
 from penstock.checkpoint.read import read_tensors
 from penstock.checkpoint.saving import Loaded, Saver, load, save

@@ -52,17 +52,21 @@ class Opened:
 
 def is_checkpoint(path: Path) -> bool:
     """Returns whether `path` is a checkpoint, or a directory with some."""
-    return (path / MANIFEST).is_file() or latest(path) is not None
+    return (path / MANIFEST).is_file() or _newest(path) is not None
 
 
 def opened(path: Path) -> Opened:
-    """Returns the checkpoint at `path`, or the newest of those in it.
+    """Returns the checkpoint at `path`, or the newest of those in it, or in the `checkpoints` of a run of training.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
-    own = path if (path / MANIFEST).is_file() else latest(path) or path
+    own = path if (path / MANIFEST).is_file() else _newest(path) or path
     return Opened(own, read_manifest(own))
+
+
+def _newest(path: Path) -> Path | None:
+    return latest(path) or latest(path / "checkpoints")
 
 
 def to_checkpoint(source: Opened, root: Path, *, num_files: int) -> Path:

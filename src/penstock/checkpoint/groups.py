@@ -90,9 +90,10 @@ def restore_groups(managed: Managed, records: Sequence[OptimizerRecord]) -> None
                 group[key] = value
     state = next((saved.record.scheduler for saved in matched if saved), None)
     if managed.scheduler is not None and state is not None:
-        managed.scheduler.load_state_dict(
-            _with_lists(state, [saved.group.scheduler if saved else {} for saved in matched])
-        )
+        now: list[dict[str, Any]] = [{} for _ in matched]  # a group without parameters goes on with its own
+        _without_lists(managed.scheduler.state_dict(), "scheduler", now)
+        kept = [saved.group.scheduler if saved else own for saved, own in zip(matched, now, strict=True)]
+        managed.scheduler.load_state_dict(_with_lists(state, kept))
 
 
 def _matched(managed: Managed, records: Sequence[OptimizerRecord]) -> list[_Saved | None]:

@@ -24,6 +24,7 @@ from penstock.checkpoint.manifest import TensorEntry
 from penstock.checkpoint.read import MODEL
 from penstock.checkpoint.shard import entry_of, write_shard
 from penstock.checkpoint.write import Label, Report, commit
+from penstock.errors import CheckpointError
 from penstock.models.hugging_face.directory import read_tensors
 from penstock.models.hugging_face.export import (
     file_names,
@@ -57,6 +58,8 @@ def to_hugging_face(
     Raises:
         CheckpointError: damage in `source`, or a directory that holds something.
     """
+    if like is not None and not like.is_dir():
+        raise CheckpointError(f"like={like} is no directory; name one of this model, with its tokenizer files")
     make_directory(directory, like)
     origin = _origin(source.manifest.config, like)
     entries = source.weights()

@@ -3,7 +3,8 @@
     step-00000300/
         rank-0.safetensors    tensors by name
         rank-1.safetensors
-        manifest.json         step, every file with its size, its tensors and their SHA-256; written last, by renaming
+        manifest.json         step, every file with its size, its tensors and their SHA-256, at the end its own SHA-256;
+                              written last, by renaming
 
 Nothing is ever unpickled: tensors are safetensors, everything else is JSON of a checked shape. Each tensor has a
 checksum of its own, so that a rank of another layout reads and checks what it needs and no more.
@@ -24,6 +25,7 @@ from penstock.errors import CheckpointError
 FORMAT = "penstock-checkpoint"
 VERSION = 2
 MANIFEST = "manifest.json"
+_LAST_FIELD = b'"checksum"'
 
 
 class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,7 +92,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Hash of the plan it was saved under."""
     files: tuple[ShardFile, ...]
     extra: dict[str, Any]
-    """The caller's own JSON: configuration, digest of the data."""
+    """The caller's own values, as `plain.encoded` writes them: configuration, digest of the data."""
     layout: Layout | None = None
     """None in version 1."""
     steps_done: int | None = None
@@ -101,6 +103,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Of every rank; each parameter is in one of them at most."""
     config: dict[str, Any] | None = None
     """What config.json says of a Hugging Face model; None for other models."""
+    checksum: str = ""
+    """SHA-256 of the file up to this field, which is its last; empty in version 1."""
 
     def tensors(self) -> dict[str, TensorEntry]:
         """Returns every stored tensor by name, over all files."""
@@ -145,8 +149,10 @@ def read_manifest(path: str | Path) -> Manifest:
         )
     try:
         manifest = _MANIFESTS.decode(content)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); use another checkpoint") from error
+    if manifest.checksum and manifest.checksum != _checksum(content):
+        raise CheckpointError(f"{file} has changed since it was saved; use another checkpoint")
     check_sizes(path, manifest.files)
     return manifest
 
@@ -170,7 +176,9 @@ def check_sizes(path: Path, files: Iterable[ShardFile]) -> None:
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Commits the checkpoint directory `path`: after the renaming it exists, before it does not."""
-    content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    bare = msgspec.json.encode(msgspec.structs.replace(manifest, checksum=""))
+    content = msgspec.json.format(bare, indent=1)
+    content = content[: content.rindex(_LAST_FIELD)] + b'%s: "%s"\n}' % (_LAST_FIELD, _checksum(content).encode())
     temporary = path / f"{MANIFEST}.tmp"
     with temporary.open("wb") as file:
         file.write(content)
@@ -187,6 +195,11 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _checksum(content: bytes) -> str:
+    """Returns the SHA-256 of what stands before the last field."""
+    return hashlib.sha256(content[: content.rfind(_LAST_FIELD)]).hexdigest()
 
 
 def _read(file: Path, *, checkpoint: Path) -> bytes:

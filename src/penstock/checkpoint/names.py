@@ -1,4 +1,10 @@
-"""The one name under which a tensor is stored, whatever the layout: tied parameters are saved once."""
+"""The one name under which a tensor is stored, whatever the layout: tied parameters are saved once.
+
+here                         stored
+embed.weight                 embed.weight
+head.weight (tied)           embed.weight
+block._orig_mod.weight       block.weight        what torch.compile puts between is no part of the model
+"""
 
 from __future__ import annotations
 
@@ -10,11 +16,19 @@ from torch import Tensor
 
 from penstock.runtime import Pipeline
 
+_COMPILED = "_orig_mod."
+"""What `torch.compile(module)` puts before the names of the module's parameters."""
+
+
+def original(name: str) -> str:
+    """Returns the name of a parameter as it is where nothing is compiled."""
+    return name.replace(_COMPILED, "")
+
 
 def aliases_of(pipe: Pipeline) -> dict[str, str]:
-    """Returns other name -> stored name, for every tie of the model and for what shares memory on this rank.
+    """Returns other name -> first name, for every tie of the model and for what shares memory on this rank.
 
-    The stored name is the first in the model's order. A tie between stages is known on every rank, one within a stage
+    The first name is so in the model's order. A tie between stages is known on every rank, one within a stage
     on the ranks that hold it.
     """
     aliases = {
@@ -30,6 +44,33 @@ def aliases_of(pipe: Pipeline) -> dict[str, str]:
     return aliases
 
 
+def saved_here(pipe: Pipeline, aliases: Mapping[str, str], *, elsewhere: frozenset[str]) -> dict[str, Tensor]:
+    """Returns the parameters and buffers that this rank saves: over all ranks of a pipeline each of them once.
+
+    A module that runs on stages of two ranks has the same names on both: the first saves.
+
+    Args:
+        pipe: what is saved.
+        aliases: its ties.
+        elsewhere: names of buffers that another rank saves.
+    """
+    stages, placement = pipe.plan.parameter_stages, pipe.plan.placement
+    return {
+        name: value
+        for name, value in pipe.state_dict().items()
+        if name not in aliases
+        and name not in elsewhere
+        and (name not in stages or placement.owners(stages[name])[0] == pipe.rank)
+    }
+
+
+def buffers_elsewhere(pipe: Pipeline) -> frozenset[str]:
+    """Returns the names of buffers that a rank before this one holds too, and saves. Every rank calls it."""
+    own = [name for name in pipe.state_dict() if name not in pipe.plan.parameter_stages]
+    rows = [json.loads(reply) for reply in pipe.exchange(json.dumps(own).encode())]
+    return frozenset(name for row in rows[: pipe.rank] for name in row).intersection(own)
+
+
 def stored_name(name: str, aliases: Mapping[str, str], known: Mapping[str, object], *, saved: Mapping[str, str]) -> str:
     """Returns what a checkpoint calls the parameter or buffer `name`.
 
@@ -39,11 +80,11 @@ def stored_name(name: str, aliases: Mapping[str, str], known: Mapping[str, objec
         known: what the checkpoint stores, by the names of the model.
         saved: ties of the model that was saved, which may be others.
     """
-    for candidate in (aliases.get(name, name), name):
+    for candidate in (original(aliases.get(name, name)), original(name)):
         found = saved.get(candidate, candidate)
         if found in known:
             return found
-    return aliases.get(name, name)
+    return original(aliases.get(name, name))
 
 
 def config_of(pipe: Pipeline) -> dict[str, Any] | None:

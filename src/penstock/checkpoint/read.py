@@ -6,7 +6,7 @@ verified.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -17,6 +17,8 @@ from penstock.errors import CheckpointError, nearest
 
 MODEL = "model/"
 """What the names of parameters and buffers begin with; optimizer states: `optimizer/STATE/NAME`."""
+_SHOWN = 5
+"""Names in a message."""
 
 
 def read_tensors(path: str | Path, names: Iterable[str]) -> dict[str, Tensor]:
@@ -80,12 +82,29 @@ def check_fits(path: Path, manifest: Manifest, *, expected: Mapping[str, Tensor]
             )
 
 
+def check_all_taken(path: Path, manifest: Manifest, taken: Collection[str]) -> None:
+    """Raises CheckpointError unless all parameters and buffers of the checkpoint are taken, by whichever rank.
+
+    A part of a larger model would be loaded without a word.
+    """
+    stored = [name.removeprefix(MODEL) for name in manifest.tensors() if name.startswith(MODEL)]
+    left = [name for name in stored if name not in taken]
+    if left:
+        raise CheckpointError(
+            f"{path} holds {len(stored)} tensors, and this model has no place for {len(left)} of them: {_listed(left)}."
+            " Load it into the model that was saved, or take what you need with penstock.checkpoint.read_tensors"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")
+
+
 def _check_present(path: Path, manifest: Manifest, names: list[str]) -> None:
     stored = manifest.tensors()
     missing = [name for name in names if name not in stored]
     if missing:
-        listed = ", ".join(f'"{name}"' for name in missing[:5]) + (" …" if len(missing) > 5 else "")
         raise CheckpointError(
-            f"{path} lacks {len(missing)} of {len(names)} tensors: {listed}.{nearest(missing[0], stored)} "
+            f"{path} lacks {len(missing)} of {len(names)} tensors: {_listed(missing)}.{nearest(missing[0], stored)} "
             "It is of another model or optimizer; use the checkpoint of this one"
         )

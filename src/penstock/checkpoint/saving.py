@@ -7,21 +7,24 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from torch.optim import Optimizer
 
 from penstock.checkpoint.background import Writing
 from penstock.checkpoint.directory import latest
+from penstock.checkpoint.held import Stateful, held
 from penstock.checkpoint.host_copy import HostCopy
 from penstock.checkpoint.manifest import read_manifest
-from penstock.checkpoint.names import config_of
-from penstock.checkpoint.pipeline_state import Restoration, Stateful, held, shard_of
+from penstock.checkpoint.names import buffers_elsewhere, config_of
+from penstock.checkpoint.pipeline_state import Restoration, shard_of
+from penstock.checkpoint.plain import decoded, encoded
 from penstock.checkpoint.ranks import Ranks, ranks_of
+from penstock.checkpoint.read import check_all_taken
 from penstock.checkpoint.shard import Shard
 from penstock.checkpoint.write import Label, Report, attempt, check_keep, clear, finish, prepare, write_own
-from penstock.errors import CheckpointError
+from penstock.errors import CheckpointError, check_type
 from penstock.runtime import Pipeline
 
 Optimizers = Optimizer | Sequence[Optimizer] | None
@@ -61,16 +64,15 @@ def save(  # noqa: PLR0913  # each argument is one thing that a checkpoint holds
         optimizer: of the loop, one or several; any whose state is tensors and numbers.
         scheduler: its learning rate scheduler; with several optimizers at most one each.
         state: other objects with `state_dict` and `load_state_dict`, by name: a data loader, a `LossScaler`.
-        step: number of the checkpoint; None takes `pipe.steps_done`.
-        extra: plain JSON values to keep; rank 0's are written.
+        step: number of the checkpoint, from 0 on; None takes `pipe.steps_done`.
+        extra: plain values to keep: numbers, text, tuples, lists, dicts, small tensors and arrays; rank 0's are taken.
         keep: newest checkpoints that stay, this one included; older ones are deleted. None keeps all.
 
     Raises:
         CheckpointError: any rank failed; the same message on every rank. Earlier checkpoints are intact.
     """
-    job = _Job(Path(root), pipe, keep)
-    shard, problem = job.collected(optimizer=optimizer, scheduler=scheduler, state=state)
-    label = job.label(step, extra)
+    job = _Job(root, pipe, keep)
+    shard, label, problem = job.collected(_Given(optimizer, scheduler, state, step, extra))
     ranks = job.ranks
     file = prepare(job.root, label.step, rank=ranks.rank, exchange=ranks.exchange, error=problem)
     written = attempt(ranks.rank, partial(write_own, file, shard))
@@ -101,9 +103,10 @@ def load(
         state: likewise.
 
     Raises:
-        CheckpointError: it is damaged, of another model, or lacks something; the same message on every rank, before
-            anything is changed.
+        CheckpointError: it is damaged, lacks something, or is of another model, a larger one too; the same message on
+            every rank, before anything is changed.
     """
+    check_type("pipe", pipe, Pipeline, example="the Pipeline that is trained")
     ranks = ranks_of(pipe)
     problem, manifest, restoration = "", None, None
     try:
@@ -114,11 +117,24 @@ def load(
         problem = str(error)
     except Exception as error:  # the other ranks must hear of it, whatever it is
         problem = f"rank {ranks.rank} cannot load {path}: {type(error).__name__}: {error}"
-    problems = [msgspec.json.decode(reply, type=str) for reply in ranks.exchange(msgspec.json.encode(problem))]
-    if manifest is None or restoration is None or any(problems):
-        raise CheckpointError(next(text for text in problems if text))
+    reply = _Reply(problem, restoration.taken if restoration else [])
+    replies = [_REPLIES.decode(each) for each in ranks.exchange(msgspec.json.encode(reply))]
+    problem = next((each.problem for each in replies if each.problem), "")
+    if manifest is None or restoration is None or problem:
+        raise CheckpointError(problem)
+    check_all_taken(_one(path), manifest, {name for each in replies for name in each.taken})
     restoration.apply()
-    return Loaded(manifest.step, manifest.extra)
+    return Loaded(manifest.step, decoded(manifest.extra))
+
+
+class _Reply(msgspec.Struct, frozen=True):
+    """What a rank tells the others before anything is loaded: why it cannot, or what it takes."""
+
+    problem: str
+    taken: list[str]
+
+
+_REPLIES = msgspec.json.Decoder(_Reply)  # made once, for threads: see write.py
 
 
 def _one(path: str | Path | None) -> Path:
@@ -157,7 +173,7 @@ class Saver:
     def __init__(
         self, root: str | Path, pipe: Pipeline, *, keep: int | None = None, timeout_seconds: float = 600.0
     ) -> None:
-        self._job = _Job(Path(root), pipe, keep)
+        self._job = _Job(root, pipe, keep)
         self._timeout_seconds = timeout_seconds
         self._copy = HostCopy()
         self._writing: Writing | None = None
@@ -180,8 +196,7 @@ class Saver:
         """
         self.wait()
         job = self._job
-        shard, problem = job.collected(optimizer=optimizer, scheduler=scheduler, state=state)
-        label = job.label(step, extra)
+        shard, label, problem = job.collected(_Given(optimizer, scheduler, state, step, extra))
         copies, ready = self._copy.take(shard.tensors)
         file = prepare(job.root, label.step, rank=job.ranks.rank, exchange=job.ranks.exchange, error=problem)
         self._writing = Writing(
@@ -215,27 +230,50 @@ class Saver:
             self.wait()
 
 
+class _Given(NamedTuple):
+    """What is to be saved beside the pipeline."""
+
+    optimizer: Optimizers
+    scheduler: Schedulers
+    state: Mapping[str, Stateful] | None
+    step: int | None
+    extra: Mapping[str, Any] | None
+
+
 class _Job:
     """A pipeline and where its checkpoints go."""
 
-    def __init__(self, root: Path, pipe: Pipeline, keep: int | None) -> None:
+    def __init__(self, root: str | Path, pipe: Pipeline, keep: int | None) -> None:
+        check_type("root", root, str, Path, example='a directory, e.g. "runs/mine"')
+        check_type("pipe", pipe, Pipeline, example="the Pipeline that is trained")
         check_keep(keep)
-        self.root, self.keep = root, keep
+        self.root, self.keep = Path(root), keep
         self.ranks: Ranks = ranks_of(pipe)
         self._pipe = pipe
+        self._elsewhere: frozenset[str] | None = None
 
-    def collected(self, *, optimizer: Optimizers, scheduler: Schedulers, state: Any) -> tuple[Shard, str]:
-        """Returns what this rank saves, or an empty shard and why it cannot."""
-        found: list[Shard] = []
+    def collected(self, given: _Given) -> tuple[Shard, Label, str]:
+        """Returns what this rank saves with its label, and why it cannot, where it cannot. Every rank calls it."""
+        if self._elsewhere is None:
+            self._elsewhere = buffers_elsewhere(self._pipe)
+        elsewhere = self._elsewhere
+        found: list[tuple[Shard, Label]] = []
 
         def collect() -> Report:
-            found.append(shard_of(held(self._pipe, optimizer=optimizer, scheduler=scheduler, state=state), self.ranks))
+            label = self._label(given.step, given.extra)
+            own = held(self._pipe, optimizer=given.optimizer, scheduler=given.scheduler, state=given.state)
+            found.append((shard_of(own, self.ranks, elsewhere=elsewhere), label))
             return Report()
 
         problem = attempt(self.ranks.rank, collect).error
-        return (found[0] if found else Shard({})), problem
+        if found:
+            return *found[0], problem
+        return Shard({}), Label(given.step if isinstance(given.step, int) else self._pipe.steps_done), problem
 
-    def label(self, step: int | None, extra: Mapping[str, Any] | None) -> Label:
+    def _label(self, step: int | None, extra: Mapping[str, Any] | None) -> Label:
         done = self._pipe.steps_done
         number = done if step is None else step
-        return Label(number, dict(extra or {}), self.ranks.layout, done, config_of(self._pipe))
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise CheckpointError(f"step={number!r} is no number of a step; use a whole one from 0 on, e.g. {done}")
+        kept = encoded(dict(extra or {}), where="extra")
+        return Label(number, kept, self.ranks.layout, done, config_of(self._pipe))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, util
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -14,13 +15,16 @@ from rich.console import Console
 from penstock.cli.options import parse
 from penstock.errors import UserError, nearest
 
+if TYPE_CHECKING:
+    from penstock.testing import ReferenceCheck
+
 
 @dataclass(frozen=True)
 class Check:
     """Run a model unsplit and split on the same batch; say how far each parameter's gradient is off.
 
-    The function takes nothing and returns (model, loss_fn, inputs, targets), as Pipeline and step take them. All ranks
-    are threads of this process.
+    The function takes nothing and returns (model, loss_fn, inputs, targets), as Pipeline and step take them, and where
+    it needs them a dict with weight_fn or batch_rules. All ranks are threads of this process.
     """
 
     model: Annotated[str, tyro.conf.arg(metavar="MODULE:FUNCTION", help_behavior_hint="")]
@@ -32,7 +36,7 @@ class Check:
     schedule: str = "one_f_one_b"
     """The schedule: a name, or a file with one."""
     partition: Annotated[tuple[str, ...], tyro.conf.arg(metavar="STAGES")] = ()
-    """Layers of each stage, or names of the layers where stages begin; left out, equal numbers of layers."""
+    """Layers of each stage, names of the layers where stages begin, or auto; left out, equal numbers of layers."""
     seed: Annotated[int | None, tyro.conf.arg(metavar="INT", constructor=int, help_behavior_hint="")] = None
     """Key of random numbers; needed for a model with dropout."""
     fp64: bool = False
@@ -44,35 +48,66 @@ class Check:
 def run(argv: list[str]) -> int:
     """Checks the model that `argv` names; returns 0 where the pipeline is right, else 1."""
     options = parse(Check, argv, command="check")
-    found = _function(options.model)()
-    if not isinstance(found, tuple) or len(found) != _PARTS:
-        what = f"{len(found)} values" if isinstance(found, tuple) else f"one {type(found).__name__}"
-        raise UserError(f"{options.model} returned {what}; return (model, loss_fn, inputs, targets)")
-    from penstock.testing import check_against_reference  # brings torch in, which --help need not wait for
-
-    model, loss_fn, inputs, targets = map(_in_fp64, found) if options.fp64 else found
-    check = check_against_reference(
-        model,
-        loss_fn,
-        inputs,
-        targets,
-        num_ranks=options.ranks,
-        num_microbatches=options.microbatches,
-        schedule=options.schedule,
-        partition=_partition(options.partition),
-        seed=options.seed,
-    )
+    check = _checked(options)
     tolerance = options.tolerance if options.tolerance is not None else 1e-12 if options.fp64 else 1e-5
     right = check.worst <= tolerance
     console = Console()
     console.print(str(check), highlight=False, soft_wrap=True, markup=False)
     verdict = "right" if right else "WRONG"
     line = f"{verdict}: the worst error is {check.worst:.1e}, and up to {tolerance:.0e} is right"
+    if not right and options.seed is None:
+        line += "; if the model draws random numbers, as dropout does, give --seed, e.g. --seed 0"
     console.print(line, highlight=False, soft_wrap=True, markup=False)
     return 0 if right else 1
 
 
-_PARTS = 4
+_PARTS = (4, 5)
+_RULES = ("weight_fn", "batch_rules")
+"""Arguments of a Pipeline that say what a batch means."""
+
+
+def _checked(options: Check) -> ReferenceCheck:
+    """Returns the comparison, made in fp64 if so asked: what the function builds and draws is so from the start."""
+    import torch  # which --help need not wait for
+
+    from penstock.testing import check_against_reference
+
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64 if options.fp64 else usual)
+    try:
+        (model, loss_fn, inputs, targets), rules = _parts(options)
+        return check_against_reference(
+            model,
+            loss_fn,
+            inputs,
+            targets,
+            num_ranks=options.ranks,
+            num_microbatches=options.microbatches,
+            schedule=options.schedule,
+            partition=_partition(options.partition),
+            weight_fn=rules.get("weight_fn"),
+            seed=options.seed,
+            batch_rules=rules.get("batch_rules"),
+        )
+    finally:
+        torch.set_default_dtype(usual)
+
+
+def _parts(options: Check) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """Returns what the function gives: model, loss, inputs and targets, and the rules for these.
+
+    Raises:
+        UserError: it gives something else.
+    """
+    found = _function(options.model)()
+    if not isinstance(found, tuple) or len(found) not in _PARTS:
+        what = f"{len(found)} values" if isinstance(found, tuple) else f"one {type(found).__name__}"
+        raise UserError(f"{options.model} returned {what}; return (model, loss_fn, inputs, targets)")
+    rules = found[4] if len(found) == max(_PARTS) else {}
+    strange = [name for name in rules if name not in _RULES] if isinstance(rules, Mapping) else [rules]
+    if strange:
+        raise UserError(f"{options.model} returned {strange[0]!r} among its rules; use {' or '.join(_RULES)}")
+    return [_in_fp64(part) if options.fp64 else part for part in found[: min(_PARTS)]], rules
 
 
 def _function(name: str) -> Any:
@@ -116,9 +151,11 @@ def _file(path: Path) -> Any:
     return module
 
 
-def _partition(words: tuple[str, ...]) -> list[int] | list[str] | None:
+def _partition(words: tuple[str, ...]) -> str | list[int] | list[str] | None:
     if not words:
         return None
+    if words == ("auto",):
+        return "auto"
     return [int(word) for word in words] if all(word.isdigit() for word in words) else list(words)
 
 

@@ -21,7 +21,7 @@ class Convert:
     """Turn a checkpoint into other files: another number of them, weights alone, a Hugging Face directory and back."""
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SRC", help_behavior_hint="")]
-    """A checkpoint, a directory with some (the newest is taken), or a Hugging Face directory with safetensors."""
+    """A checkpoint, a directory with some (the newest is taken), the output of train, or a Hugging Face directory."""
     target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST", help_behavior_hint="")]
     """Receives the new checkpoint as DST/step-…; NAME.safetensors receives the weights alone, in this one file."""
     hugging_face: Annotated[bool, tyro.conf.arg(aliases=["--hf"])] = False
@@ -39,11 +39,26 @@ class Convert:
 def run(argv: list[str]) -> int:
     """Converts as `argv` says; returns the exit code."""
     options = parse(Convert, argv, command="convert")
-    if options.file_gib <= 0:
-        raise CheckpointError(f"file-gib={options.file_gib} leaves no room for a tensor; use a number above 0, e.g. 5")
+    _check_together(options)
     written = _converted(options)
     Console(soft_wrap=True, highlight=False).print(f"wrote {written}")
     return 0
+
+
+def _check_together(options: Convert) -> None:
+    """Refuses options that would do nothing, or ask for two things at once."""
+    if options.file_gib <= 0:
+        raise CheckpointError(f"file-gib={options.file_gib} leaves no room for a tensor; use a number above 0, e.g. 5")
+    one_file = options.target.suffix == ".safetensors"
+    if one_file and options.hugging_face:
+        raise CheckpointError(
+            f"--hugging-face makes a directory, and {options.target} names one file; leave one of them out"
+        )
+    if options.files != 1 and (one_file or options.hugging_face):
+        what = "weights in one file" if one_file else "a Hugging Face directory, which --file-gib splits"
+        raise CheckpointError(f"files={options.files} is for a checkpoint, not for {what}; leave it out")
+    if options.like is not None and not options.hugging_face:
+        raise CheckpointError(f"like={options.like} is for a Hugging Face directory; add --hugging-face")
 
 
 def _converted(options: Convert) -> Path:

@@ -28,9 +28,6 @@ Chunks = Annotated[
     int | None,
     tyro.conf.arg(aliases=["-v"], metavar="INT", constructor=int, help_behavior_hint="(default: 1, of a V 2)"),
 ]
-OptionalMemory = Annotated[
-    float | None, tyro.conf.arg(metavar="FLOAT", constructor=float, help_behavior_hint="(default: as 1F1B)")
-]
 InputFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE", constructor=Path, help_behavior_hint="")]
 
 
@@ -54,8 +51,8 @@ class Optimize(CostOptions, PictureOptions):
     stage_costs: InputFile = None
     """A profile, or a JSON file with fields of StageCosts, such as {"forward": [1, 2], "input_grad": [1, 2]}; for
     uneven stages."""
-    memory: OptionalMemory = None
-    """The most that a rank may keep, in the unit of --activation; left out, what 1F1B keeps."""
+    memory: tuple[float, ...] = ()
+    """The most that a rank may keep, in the unit of --activation: one number, or one a rank; none: what 1F1B keeps."""
     activation: float = 1.0
     """What a forward keeps on a stage for a microbatch."""
     deferred: float = 1.0
@@ -67,7 +64,7 @@ class Optimize(CostOptions, PictureOptions):
     gap: float = 0.0
     """Stop within this share of the lower bound, e.g. 0.01."""
     seconds: OptionalSeconds = None
-    """Go on for so many seconds; what is found then depends on the machine."""
+    """Stop or go on until so many are spent, by a clock that counts what is tried: the result is the same anywhere."""
     exact: float = 0.0
     """Spend so many seconds of OR-Tools' own clock on a proof (extra solver); for small sizes."""
     seed: int = 0
@@ -137,14 +134,17 @@ def run(argv: list[str]) -> int:
         num_microbatches,
         costs=options.all_costs(),
         cluster=options.cluster(num_ranks),
-        memory_limit=options.memory,
+        memory_limit=options.memory[0] if len(options.memory) == 1 else options.memory or None,
         placement=where,
         search=Search(options.objective, options.effort, options.gap, options.seconds, options.exact, options.seed),
     )
     console = Console()
     _report(console, best)
     if options.out is not None:
-        options.out.write_text(schedule_to_json(best.schedule), encoding="utf-8")
+        try:
+            options.out.write_text(schedule_to_json(best.schedule), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {options.out}: {error.strerror}") from None
         say_written(console, options.out)
     write_timelines(console, {best.schedule.name: best.timeline}, options)
     return 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,7 +17,8 @@ from penstock.cli.options import OutputFile, parse
 from penstock.cli.outputs import PictureOptions, say_written, write_timelines
 from penstock.errors import UserError
 from penstock.partition import LayerCosts
-from penstock.planner import Limits, MeasuredLayers, Planned, load_fleet, plan_to_json, plan_training
+from penstock.planner import Limits, MeasuredLayers, Plan, Planned, load_fleet, plan_to_json, plan_training
+from penstock.planner.reasons import why
 from penstock.view.plans import plan_table, plans_html
 from penstock.view.units import size_unit, time_unit
 
@@ -42,6 +45,8 @@ class PlanOptions(PictureOptions):
     """Tensor degrees to try; none: those that divide the model, up to the devices of a host."""
     pipeline: tuple[int, ...] = ()
     """Numbers of pipeline ranks to try; none: all that use the devices."""
+    chunks: tuple[int, ...] = ()
+    """Stages a rank to try; none: those that suit each schedule."""
     schedules: tuple[str, ...] = ()
     """Schedules to try; none: all that plans are made of."""
     microbatch_sizes: tuple[int, ...] = ()
@@ -54,6 +59,8 @@ class PlanOptions(PictureOptions):
     """Copies exchange gradients and parameters while they compute; with --no-overlap they stand still for it."""
     keep: int = 10
     """How many plans are listed."""
+    against: tuple[int, ...] = ()
+    """Tensor and pipeline degree of a layout in use, e.g. 8 16: what it comes to, and what makes the difference."""
     out: OutputFile = None
     """Save the best plan there, as JSON; `penstock train --plan` takes it."""
     json: OutputFile = None
@@ -68,6 +75,7 @@ class PlanOptions(PictureOptions):
         return Limits(
             tensor=self.tensor or None,
             pipeline=self.pipeline or None,
+            chunks=self.chunks or None,
             microbatch_sizes=self.microbatch_sizes or None,
             sharding=self.sharding,
             recompute=self.recompute,
@@ -80,16 +88,19 @@ def run(argv: list[str]) -> int:
     """Plans as `argv` asks for; returns the exit code."""
     options = parse(PlanOptions, argv, command="plan")
     options.pictures()
-    found = plan_training(
-        _model(options.model),
-        load_fleet(options.cluster),
-        global_batch=options.global_batch,
-        sequence=options.sequence,
-        limits=options.limits(),
-        keep=options.keep,
-    )
+    if len(options.against) not in (0, 2):
+        raise UserError(
+            f"--against {' '.join(map(str, options.against))}; give a tensor and a pipeline degree, e.g. 8 16"
+        )
+    model, fleet = _model(options.model), load_fleet(options.cluster)
+    plans = partial(plan_training, model, fleet, global_batch=options.global_batch, sequence=options.sequence)
+    found = plans(limits=options.limits(), keep=options.keep)
     console = Console()
     _report(console, found)
+    if options.against:
+        tensor, pipeline = options.against
+        other = replace(options.limits(), tensor=(tensor,), pipeline=(pipeline,))
+        _say(console, "against", _compared(found.plans[0], lambda: plans(limits=other, keep=1).plans[0]))
     if options.out is not None:
         _write(options.out, plan_to_json(found.plans[0]))
         say_written(console, options.out)
@@ -125,6 +136,18 @@ def _model(path: Path) -> object:
     return given
 
 
+def _compared(best: Plan, other: Callable[[], Plan]) -> str:
+    """Returns what a layout lacks beside the best plan."""
+    try:
+        return why(best, (other(),))
+    except UserError as error:
+        return str(error)
+
+
+def _say(console: Console, label: str, value: str) -> None:
+    console.print(f"{label:<10} {value}", highlight=False, soft_wrap=True, markup=False)
+
+
 def _report(console: Console, found: Planned) -> None:
     best = found.plans[0]
     step, memory = time_unit(best.forecast.step_seconds), size_unit(max(best.forecast.memory_bytes))
@@ -143,12 +166,11 @@ def _report(console: Console, found: Planned) -> None:
         "search": f"{found.considered} combinations estimated, {found.timed} timed",
     }
     for label, value in lines.items():
-        console.print(f"{label:<10} {value}", highlight=False, soft_wrap=True, markup=False)
+        _say(console, label, value)
     for note in found.notes:
-        console.print(f"{'note':<10} {note}", highlight=False, soft_wrap=True, markup=False)
+        _say(console, "note", note)
     for one in found.refused[:_REFUSED_SHOWN]:
-        text = f"tensor {one.tensor} × pipeline {one.pipeline}: {one.reason}"
-        console.print(f"{'no room':<10} {text}", highlight=False, soft_wrap=True, markup=False)
+        _say(console, "no room", f"tensor {one.tensor} × pipeline {one.pipeline}: {one.reason}")
     if len(found.refused) > _REFUSED_SHOWN:
         console.print(f"{'':<10} and {len(found.refused) - _REFUSED_SHOWN} more; --json has all", highlight=False)
 

@@ -151,12 +151,12 @@ def show(console: Console, found: Profile) -> None:
     rows = _runs(found)
     unit = time_unit(max(layer.seconds.forward.seconds for layer in found.layers))
     size = size_unit(max(layer.activation_bytes for layer in found.layers))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("\nlayers")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=0)
+    table.add_column("\nlayers", overflow="fold")
     for heading in ("F", "B", "I", "W", "B again"):
-        table.add_column(f"{heading}\n{unit.name}", justify="right")
+        table.add_column(f"{heading}\n{unit.name}", justify="right", no_wrap=True)
     for heading in ("weights", "kept", "I to W", "boundary"):
-        table.add_column(f"{heading}\n{size.name}", justify="right")
+        table.add_column(f"{heading}\n{size.name}", justify="right", no_wrap=True)
     for first, last in rows:
         one, seconds = found.layers[first], found.layers[first].seconds
         ops = (seconds.forward, seconds.backward, seconds.input_grad, seconds.weight_grad, seconds.recompute_backward)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from penstock.errors import ModelError
 from penstock.partition import Partition
@@ -96,11 +97,28 @@ class CutModel:
         """Returns parameter name -> stage, over the whole model, and the parameters that several stages share.
 
         A shared parameter is there once, under its name on the first of its stages.
+
+        Raises:
+            ModelError: stages share a module that keeps running statistics, which they would keep apart.
         """
         holders: dict[int, list[tuple[int, str]]] = {}
+        counting: dict[int, tuple[int, str]] = {}
         for stage in range(partition.num_stages):
-            for name, parameter in self.stage(partition, stage).named_parameters(remove_duplicate=False):
+            module = self.stage(partition, stage)
+            for name, parameter in module.named_parameters(remove_duplicate=False):
                 holders.setdefault(id(parameter), []).append((stage, name))
+            for name, each in module.named_modules():
+                if isinstance(each, _NormBase) and each.track_running_stats:
+                    _check_alone(counting.setdefault(id(each), (stage, name)), (stage, name))
         stages = {places[0][1]: places[0][0] for places in holders.values()}
         shared = [places for places in holders.values() if len({stage for stage, _ in places}) > 1]
         return stages, tuple(Tie(tuple(places)) for places in shared)
+
+
+def _check_alone(first: tuple[int, str], found: tuple[int, str]) -> None:
+    if first[0] != found[0]:
+        raise ModelError(
+            f"{first[1]} on stage {first[0]} and {found[1]} on stage {found[0]} are one module, which keeps running "
+            "statistics that two stages would keep apart; give each a module of its own, or put both on one stage with "
+            "partition="
+        )

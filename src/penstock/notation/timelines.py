@@ -72,6 +72,10 @@ class _Recording(msgspec.Struct, forbid_unknown_fields=True):
     timelines: dict[str, msgspec.Raw]
 
 
+_TIMELINES, _RECORDINGS = msgspec.json.Decoder(_Timeline), msgspec.json.Decoder(_Recording)
+"""Made once, for threads: see notation/files.py."""
+
+
 def timeline_to_json(timeline: Timeline) -> str:
     """Returns `timeline` as JSON text; times that are fractions are rounded to floats."""
     fields: dict[str, Iterable[object]] = {
@@ -95,8 +99,8 @@ def timeline_from_json(text: str | bytes) -> Timeline:
     """
     try:
         check_heading(text, TIMELINE_FORMAT, VERSION, what="timeline")
-        file = msgspec.json.decode(text, type=_Timeline)
-    except msgspec.DecodeError as error:
+        file = _TIMELINES.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise NotationError(f"not a timeline: {error}") from None
     timeline = Timeline(
         len(file.spans),
@@ -132,8 +136,8 @@ def recording_from_json(text: str | bytes) -> Recording:
     """
     try:
         check_heading(text, RECORDING_FORMAT, VERSION, what="recording")
-        file = msgspec.json.decode(text, type=_Recording)
-    except msgspec.DecodeError as error:
+        file = _RECORDINGS.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise NotationError(f"not a recording of timelines: {error}") from None
     schedule = schedule_from_json(bytes(file.schedule))
     timelines = {}

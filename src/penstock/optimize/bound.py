@@ -59,6 +59,10 @@ class _Terms(NamedTuple):
     rise: Floats
 
 
+_NOTHING = 1e-250
+"""A size that is as good as none: what is divided by it stays a number."""
+
+
 def lower_bound(problem: Problem) -> float:
     """Returns the largest of the bounds of all ranks, by the reasoning at the top of this file."""
     if problem.costs.overlapped is not None:
@@ -157,11 +161,11 @@ def _most(seconds: Floats, size: Floats, limit: float, count: int) -> float:
 
     Of a single sort only whole ones count.
     """
-    if len(size) == 1 and size[0] > 0:
-        return float(seconds[0] * min(count, np.floor(limit * (1 + 1e-12) / size[0])))
-    total, room = 0.0, limit
-    for index in sorted(range(len(size)), key=lambda i: -seconds[i] / size[i] if size[i] else -np.inf):
-        taken = count if not size[index] else min(count, room / size[index])
+    if len(size) == 1 and size[0] * count > limit:
+        return float(seconds[0] * np.floor(limit * (1 + 1e-12) / size[0]))
+    total, room, sizes = 0.0, limit, np.maximum(size, _NOTHING)
+    for index in np.argsort(-seconds / sizes, kind="stable"):
+        taken = min(count, room / sizes[index])
         total += taken * seconds[index]
         room -= taken * size[index]
     return total

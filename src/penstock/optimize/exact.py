@@ -7,6 +7,7 @@ backward, what I keeps for W from there to the end of W.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from math import gcd, lcm
 from typing import Any, NamedTuple
@@ -16,7 +17,8 @@ import numpy as np
 from penstock.errors import UserError
 from penstock.optimize.policies import Found
 from penstock.optimize.problem import Problem
-from penstock.simulator.orders import Floats
+from penstock.optimize.repetition import time_of
+from penstock.simulator.orders import Floats, schedule_of
 
 _LARGEST = 1 << 24
 """Sum of all seconds in the solver's whole units, where they have no common unit of their own."""
@@ -54,9 +56,10 @@ def solved(problem: Problem, start: Found | None, *, seconds: float, seed: int) 
         raise UserError(
             "the exact search needs OR-Tools; install it with pip install 'penstock[solver]', or leave exact out"
         ) from error
-    units = _units(problem)
+    split = _as_split(problem)
+    units = _units(split)
     model = cp_model.CpModel()
-    ops, objective = _model(model, problem, units, start)
+    ops, objective = _model(model, split, units, start)
     model.minimize(objective)
     solver = cp_model.CpSolver()
     solver.parameters.max_deterministic_time = seconds
@@ -68,7 +71,32 @@ def solved(problem: Problem, start: Found | None, *, seconds: float, seed: int) 
         return Exact(None, bound - units.slack, False)
     value = float(solver.objective_value) / units.scale
     words = _words(problem, units, {key: solver.value(begin) for key, begin in ops.items()})
+    if split is not problem and not _holds(problem, words, value):
+        return Exact(None, bound - units.slack, False)
     return Exact(Found(*words, value, "exact search"), bound - units.slack, status == cp_model.OPTIMAL)
+
+
+def _as_split(problem: Problem) -> Problem:
+    """Returns the problem with every B as an I and a W that take no more time and no more memory.
+
+    The solver knows I and W only. Where B is quicker than the two, or I keeps more for W than it lets go of, an order
+    with B may beat all that it knows; under these costs none does, so that its bound holds for all orders.
+    """
+    whole, back, weight = (problem.seconds[kind::4] for kind in (1, 2, 3))
+    quicker = whole < back + weight
+    if not problem.splits or not (quicker.any() or (problem.deferred > problem.activation).any()):
+        return problem
+    seconds = problem.seconds.copy()
+    seconds[2::4] = np.where(quicker, np.minimum(back, whole), back)
+    seconds[3::4] = np.where(quicker, whole - seconds[2::4], weight)
+    return replace(problem, seconds=seconds, deferred=np.minimum(problem.deferred, problem.activation))
+
+
+def _holds(problem: Problem, words: tuple[Any, Any], value: float) -> bool:
+    """Whether an order takes no more time under the true costs, and keeps within the memory."""
+    taken = time_of(problem, *words)
+    schedule = schedule_of("exact", problem.placement, problem.num_microbatches, *words)
+    return taken is not None and taken <= value * (1 + 1e-9) and problem.fits(schedule)
 
 
 class _Units(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,6 +40,10 @@ _FEW_ROUNDS, _MANY_ROUNDS = (0.002,) * 3, (0.002, 0.002, 0.002, 0.008, 0.02, 0.0
 _PATTERN = 4
 """Microbatches a rank for which a pattern is looked for."""
 
+_SECONDS_AN_OP = {"named": 4e-6, "searching": 1.5e-4, "policy": 1e-7, "move": 1.2e-8}
+"""What it takes to make and time an op of a named schedule, by a policy, in a move of local search: the clock that
+`Search.seconds` is told by. It counts what is tried, so that no machine finds anything else."""
+
 _SIMULATED = 12
 """Orders of different times whose simulation may be looked at: messages that queue can turn their order around."""
 
@@ -61,15 +64,16 @@ class Known:
     def __init__(self, problem: Problem, search: Search) -> None:
         self.problem, self.search = problem, search
         self.bound = lower_bound(problem)
-        self.deadline: float | None = None
+        self.spent, self.allowed = 0.0, float("inf")
         self.found: list[Found] = []
         self.named: dict[str, float] = {}
         self._whole: list[Candidate] = []
         self.num_ops = int(problem.lengths.sum())
 
-    def improve(self, deadline: float | None) -> None:
-        """Looks for better orders than the named ones, until enough has been tried or the time has come."""
-        self.deadline = deadline
+    def improve(self, seconds: float | None) -> None:
+        """Looks for better orders than the named ones, until enough has been tried or so many seconds are spent."""
+        goes_on = seconds is not None
+        self.allowed = float("inf") if seconds is None else self.spent + seconds
         policies = self.add_policies()
         self.add_pattern()
         if self.gap() > (0.01 if self.num_ops > _MANY else 0):
@@ -78,7 +82,7 @@ class Known:
         self.anneal()
         if self.search.exact and not self.enough():
             self.solve()
-        while self.deadline is not None and not self.enough():
+        while goes_on and not self.enough():
             self.search = replace(self.search, seed=self.search.seed + 1)
             self.anneal()
 
@@ -98,18 +102,24 @@ class Known:
         return self.best().value / self.bound - 1 if self.bound else 0.0
 
     def enough(self) -> bool:
-        """Whether the gap is small enough, or the time has come."""
-        late = self.deadline is not None and time.monotonic() > self.deadline
-        return late or self.gap() <= max(self.search.gap, 1e-12)
+        """Whether the gap is small enough, or the seconds are spent."""
+        return self.spent >= self.allowed or self.gap() <= max(self.search.gap, 1e-12)
 
     @property
     def repeats(self) -> bool:
         """Whether there are so many microbatches that a pattern found for fewer repeats."""
         return 2 * self.problem.num_microbatches >= 3 * _PATTERN * self.problem.num_ranks
 
-    def tries(self, ops: float, *, least: int = 1) -> int:
-        """Returns how many orders of this size a budget of ops stands for."""
-        return max(int(ops * self.search.effort * _SPEED / self.num_ops), least)
+    def tries(self, ops: float, way: str, *, least: int = 1) -> int:
+        """Returns how many orders of this size a budget of ops stands for, no more than the seconds allow."""
+        count = max(int(ops * self.search.effort * _SPEED / self.num_ops), least)
+        left = (self.allowed - self.spent) / (_SECONDS_AN_OP[way] / _SPEED * self.num_ops)
+        return count if left >= count else max(int(left), 1)
+
+    def spend(self, way: str, count: int) -> None:
+        """Counts so many orders that were tried."""
+        slower = _SPEED if way in ("policy", "move") else 1
+        self.spent += count * self.num_ops * _SECONDS_AN_OP[way] / slower
 
     def schedule(self, found: Found) -> Callable[[], Schedule]:
         """Returns what makes the schedule of an order."""
@@ -126,12 +136,14 @@ class Known:
                 value = measured(simulate(schedule, problem.costs, problem.cluster), problem.objective)
             else:
                 self.found.append(Found(*words, value, name))
+            self.spend("searching" if slow else "named", 1)
             self.named[name] = value
             self._whole.append(Candidate(problem, value, name, partial(_itself, schedule)))
 
     def add_policies(self) -> list[tuple[Policy, Found]]:
         """Times the grid; returns its best three."""
-        tried = list(islice(grid(self.problem), self.tries(_GRID_OPS, least=24)))
+        tried = list(islice(grid(self.problem), self.tries(_GRID_OPS, "policy", least=24)))
+        self.spend("policy", len(tried))
         tried.sort(key=lambda pair: pair[1].value)
         self.found += [found for _, found in tried[:3]]
         return tried[:3]
@@ -141,8 +153,10 @@ class Known:
         if self.enough() or not self.repeats:
             return
         small = replace(self.problem, num_microbatches=_PATTERN * self.problem.num_ranks)
-        known = Known(small, replace(self.search, exact=0, seconds=None))
-        known.deadline = self.deadline
+        # With one stage a rank half is enough: local search behind it finds as much again.
+        share = 0.5 if self.problem.placement.num_chunks == 1 else 1.0
+        known = Known(small, replace(self.search, exact=0, seconds=None, effort=self.search.effort * share))
+        known.allowed = (self.allowed - self.spent) / 2  # the other half is for what comes of it
         known.add_named(slow=True, registered=False)
         known.refine(known.add_policies())
         known.anneal()
@@ -150,13 +164,15 @@ class Known:
             again = repeated(small, found, self.problem)
             if again is not None:
                 self.found.append(again)
+        self.spent += known.spent
 
     def refine(self, policies: list[tuple[Policy, Found]]) -> None:
         """Improves the best two of these policies."""
         for number, (policy, found) in enumerate(policies[:2]):
             if self.enough():
                 return
-            steps = min(self.tries(_REFINED_OPS), int(300 * max(self.search.effort, 1)))
+            steps = min(self.tries(_REFINED_OPS, "policy"), int(300 * max(self.search.effort, 1)))
+            self.spend("policy", steps)
             seed = 2 * self.search.seed + number
             self.found.append(refined(self.problem, policy, found, steps=steps, seed=seed, goal=self.bound))
 
@@ -174,7 +190,8 @@ class Known:
         for number, warmth in enumerate(rounds):
             if self.enough():
                 return
-            steps = min(self.tries(ops), int(30_000 * max(self.search.effort, 1)))
+            steps = min(self.tries(ops, "move"), int(30_000 * max(self.search.effort, 1)))
+            self.spend("move", steps)
             self.found.append(
                 annealed(
                     self.problem,

@@ -19,7 +19,8 @@ class Search:
             last end, for steps that no barrier ends.
         effort: how much is tried; 2 tries about twice as much as 1.
         gap: enough is found within this share of the lower bound, e.g. 0.01.
-        seconds: go on until so much time has passed; what is found then depends on the machine. None: until what
+        seconds: stop, or go on, until so much time is spent, by a clock that counts what is tried at the pace of a core
+            of today: the same call finds the same order on every machine, and takes about so long. None: until what
             effort stands for has been tried.
         exact: seconds of the deterministic clock of OR-Tools CP-SAT (the extra `solver`) to spend on a proof; 0: none.
         seed: of all random choices.

@@ -10,7 +10,6 @@ How much is tried is counted in ops timed, not in seconds, so that the same call
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -39,6 +38,7 @@ def optimize_schedule(  # the problem in five, where and how in two
     """Returns the best order found for these stages and this memory, with a lower bound on all orders.
 
     It is never slower than a named schedule of the same placement that fits the same memory: all of them are tried.
+    Only from 20,000 ops on those that search themselves are left out, where 1 % above the bound is reached without.
 
     Args:
         num_ranks: p.
@@ -86,15 +86,16 @@ def _improve(known: list[Known], search: Search) -> None:
 
     Where messages queue, an order may take longer than it was timed at: then none is left out.
     """
-    end = None if search.seconds is None else time.monotonic() + search.seconds
     for each in known:
         each.add_named(slow=False)
     best = float("inf")
     for number, each in enumerate(sorted(known, key=lambda each: each.bound)):
         if each.bound >= best and not each.problem.queues:
             continue
-        now = time.monotonic()
-        each.improve(None if end is None else now + (end - now) / (len(known) - number))
+        left = None
+        if search.seconds is not None:
+            left = (search.seconds - sum(one.spent for one in known)) / (len(known) - number)
+        each.improve(left)
         best = min(best, each.best().value)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from penstock.errors import ScheduleError
+from penstock.ir.ops import OpKind
 from penstock.ir.placement import Placement
 from penstock.ir.schedule import Schedule, WeightRule
 from penstock.optimize.problem import Problem
@@ -46,7 +47,9 @@ def named_schedules(problem: Problem, *, slow: bool, registered: bool = True) ->
             schedule = generate()
         except ScheduleError:  # not defined at these sizes
             continue
-        comparable = schedule.weight_rule is WeightRule.FLUSH and not schedule.keepers
+        # Where costs are of full backwards alone, an order of I and W takes nobody knows how long.
+        known = problem.splits or not any(op.kind in (OpKind.I, OpKind.W) for op in schedule.ranks[0])
+        comparable = known and schedule.weight_rule is WeightRule.FLUSH and not schedule.keepers
         if comparable and schedule.placement == problem.placement and problem.fits(schedule):
             yield name, schedule
 

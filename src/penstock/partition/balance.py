@@ -36,7 +36,8 @@ class Balanced:
         uniform_seconds: the step of the even partition; infinite where that does not fit.
         stage_seconds: per stage F, I and W of one microbatch on its rank's device.
         memory_bytes: per rank what its stage takes; empty where nothing limits it.
-        proven: whether all partitions were timed, so that none is better.
+        proven: whether all partitions were timed, so that none is better. Where ranks hold several stages and layers
+            run again, other layers of a rank could do so in as few seconds: then nothing is proven.
         reason: in a sentence, what the even partition lacks.
     """
 
@@ -57,9 +58,9 @@ def best_partition(
 
     Never slower than the even one, which is among those timed. With one stage a rank, the best by the closed form of
     `chain` is among them too; with several, even halves of those are, and cuts are moved from there. For few layers all
-    partitions are timed (`proven`). Where devices have finite memory, only partitions that fit are looked at:
-    parameters, gradients, optimizer state, receive buffers, and activations of as many microbatches as the schedule
-    keeps.
+    partitions are timed (`proven`). Where devices have finite memory, only those that fit are looked at: parameters,
+    gradients, optimizer state, receive buffers, and activations of as many microbatches as the schedule keeps, of all
+    stages of a rank together.
 
     Args:
         costs: of each layer on a device of speed 1.
@@ -69,7 +70,7 @@ def best_partition(
 
     Raises:
         PartitionError: fewer layers than stages, or no partition that fits, with the rank that lacks most.
-        UserError: memory limits with several stages a rank, or a cluster of another size.
+        UserError: a cluster of another size.
     """
     cluster = cluster or Cluster.uniform(schedule.num_ranks)
     if len(cluster.devices) != schedule.num_ranks:
@@ -85,6 +86,9 @@ def best_partition(
     tried = _all_cuts(costs.num_layers, schedule.num_stages) if everything else bench.candidates(uniform)
     timed = {cuts: bench.seconds(cuts) for cuts in tried}
     best = min(timed, key=lambda cuts: (timed[cuts], cuts), default=uniform)
+    if timed.get(best, np.inf) == np.inf and not everything:
+        best = _brought_within(bench, [*timed, uniform])
+        timed[best] = bench.seconds(best)
     if timed.get(best, np.inf) == np.inf:
         raise PartitionError(bench.too_large())
     if not everything:
@@ -92,14 +96,15 @@ def best_partition(
     seconds, uniform_seconds = bench.simulated(best), bench.simulated(uniform)
     if uniform_seconds <= seconds:  # where messages queue, a simulation may differ from what was timed
         best, seconds = uniform, uniform_seconds
+    again = bench.again(best) or (False,) * costs.num_layers
     return Balanced(
         Partition(best),
-        bench.again(best) or (False,) * costs.num_layers,
+        again,
         seconds,
         uniform_seconds,
         bench.stage_seconds(best),
         bench.memory_bytes(best),
-        everything,
+        everything and not (any(again) and schedule.placement.num_chunks > 1),
         _reason(bench, uniform, best),
     )
 
@@ -107,6 +112,19 @@ def best_partition(
 def _all_cuts(num_layers: int, num_stages: int) -> Iterator[tuple[int, ...]]:
     for cuts in combinations(range(1, num_layers), num_stages - 1):
         yield (0, *cuts, num_layers)
+
+
+def _brought_within(bench: Bench, tried: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """Returns the cuts that lack least memory, after moving cuts while they lack less."""
+    best = min(tried, key=bench.lacking)
+    left, improved = bench.lacking(best), True
+    while left > 0 and improved:
+        improved = False
+        for cuts in _neighbours(best):
+            if bench.lacking(cuts) < left:
+                best, left, improved = cuts, bench.lacking(cuts), True
+                break
+    return best
 
 
 def _moved(bench: Bench, best: tuple[int, ...], timed: dict[tuple[int, ...], float]) -> tuple[int, ...]:

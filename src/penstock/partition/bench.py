@@ -8,13 +8,13 @@ from itertools import pairwise
 import numpy as np
 
 from penstock.cluster import Cluster
-from penstock.errors import UserError
 from penstock.ir.schedule import Schedule
 from penstock.partition.chain import Chain, cut_candidates
 from penstock.partition.layers import LayerCosts
 from penstock.partition.memory import Fits, stage_memories
 from penstock.partition.ranges import Partition
 from penstock.partition.recompute import Choice, cheapest, choices
+from penstock.partition.shared import SharedFits, shared_memories
 from penstock.simulator import simulate
 from penstock.simulator.orders import Floats, run_words, words_of
 
@@ -30,14 +30,12 @@ class Bench:
         self.words = words_of(schedule)
         total = sum(map(len, schedule.ranks))
         self.ops = total if self.words is not None else total * _SLOW_OP
-        self.memories = stage_memories(schedule, cluster)
         limited = any(device.memory_bytes < np.inf for device in cluster.devices)
-        if limited and self.memories is None:
-            raise UserError(
-                f"{schedule.name} holds {schedule.placement.num_chunks} stages a rank; memory limits are for one "
-                "stage a rank, leave memory_bytes out of the cluster"
-            )
+        several = schedule.placement.num_chunks > 1
+        self.memories = stage_memories(schedule, cluster)
         self.fits = None if self.memories is None else Fits(costs, self.memories)
+        # Where ranks hold several stages their memory is one, and no table by stage can tell what fits.
+        self.shared = SharedFits(costs, shared_memories(schedule, cluster)) if limited and several else None
         self.chosen: dict[tuple[int, int, int], Choice | None] = {}
         shape = (schedule.num_stages, schedule.num_microbatches)
         self.ends = np.zeros(shape), np.zeros(shape)
@@ -68,6 +66,12 @@ class Bench:
 
     def again(self, cuts: tuple[int, ...]) -> tuple[bool, ...] | None:
         """Returns of each layer whether its forward runs again; None where a stage does not fit."""
+        if self.shared is not None:
+            chosen = self.shared.chosen(cuts, recompute=self.recompute)
+            if chosen is None:
+                return None
+            twice = set(chosen)
+            return tuple(layer in twice for layer in range(self.costs.num_layers))
         if self.fits is None:
             return (False,) * self.costs.num_layers
         found = [self.choice(stage, first, last) for stage, (first, last) in enumerate(pairwise(cuts))]
@@ -96,6 +100,10 @@ class Bench:
         up = latencies[1] + np.concatenate([[0.0], boundary[:-1]]) * per_byte[1]
         makespan, _ = run_words(*self.words, seconds, down, up, self.starts, *self.ends)
         return float(makespan)
+
+    def lacking(self, cuts: tuple[int, ...]) -> float:
+        """Returns the bytes that ranks with several stages lack; infinite where `chain` decides what fits."""
+        return np.inf if self.shared is None else self.shared.lacking(cuts, recompute=self.recompute)
 
     def candidates(self, uniform: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         """Yields the even partition and the Pareto points of the chain."""
@@ -133,17 +141,30 @@ class Bench:
     def too_large(self) -> str:
         """Returns what is wrong where nothing fits: the rank that lacks most under the even partition."""
         num_layers, num_stages = self.costs.num_layers, self.schedule.num_stages
+        even = Partition.uniform(num_layers, num_stages).boundaries
+        if self.shared is not None:
+            lacks = [
+                (held - memory.limit, held, rank)
+                for rank, (held, memory) in enumerate(
+                    zip(self.shared.held(even, ()), self.shared.memories, strict=True)
+                )
+            ]
+            return self._told("rank", max(lacks))
         if self.fits is None or self.memories is None:
             return f"no partition of {num_layers} layers into {num_stages} stages"
         lacks = []
-        for stage, (first, last) in enumerate(pairwise(Partition.uniform(num_layers, num_stages).boundaries)):
+        for stage, (first, last) in enumerate(pairwise(even)):
             held = self.fits.bytes_of(stage, first, last, 0)
             lacks.append((held - self.memories[stage].limit, held, stage))
-        _, held, stage = max(lacks)
+        return self._told("stage", max(lacks))
+
+    def _told(self, what: str, lack: tuple[float, float, int]) -> str:
+        missing, held, number = lack
         way = "use more ranks, or fewer microbatches in flight" if self.recompute else "allow recompute"
+        sizes = f"{self.costs.num_layers} layers into {self.schedule.num_stages} stages"
         return (
-            f"no partition of {num_layers} layers into {num_stages} stages fits: of the even one stage {stage} takes "
-            f"{held:.4g} bytes and has {self.memories[stage].limit:.4g}; {way}, or use devices with more memory"
+            f"no partition of {sizes} fits: of the even one {what} {number} takes {held:.4g} bytes and has "
+            f"{held - missing:.4g}; {way}, or use devices with more memory"
         )
 
     def simulated(self, cuts: tuple[int, ...]) -> float:
@@ -167,6 +188,8 @@ class Bench:
 
     def memory_bytes(self, cuts: tuple[int, ...]) -> tuple[float, ...]:
         """Returns the bytes of each rank's stage; empty where nothing limits them."""
+        if self.shared is not None:
+            return tuple(self.shared.held(cuts, np.flatnonzero(self.again(cuts) or ()).tolist()))
         if self.fits is None:
             return ()
         held = {}

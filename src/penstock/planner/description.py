@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from penstock.errors import UserError, check_type
+from penstock.errors import UserError, check_type, nearest
 
 _FIELDS = {
     "num_layers": ("num_hidden_layers", "n_layer"),
@@ -22,8 +23,43 @@ _FIELDS = {
 }
 """What a config must say -> the names under which configs say it."""
 
-_GATED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3"})
-"""Kinds of model whose feed-forward layer multiplies two projections, so that it has three matrices."""
+_GATED, _PLAIN = 3, 2
+"""Matrices of a feed-forward layer: a gated one multiplies two projections."""
+
+
+class _Kind(NamedTuple):
+    """A kind of model.
+
+    Attributes:
+        matrices: of its feed-forward layer.
+        tied: whether its head is the embedding where the config does not say.
+        positions: the name of the number of learned positions; empty where they are computed.
+    """
+
+    matrices: int
+    tied: bool
+    positions: str = ""
+
+
+_ALIKE: dict[_Kind, tuple[str, ...]] = {
+    _Kind(_GATED, False): (
+        *("llama", "mistral", "qwen2", "qwen3", "phi3", "olmo", "olmo2", "olmo3", "granite", "stablelm"),
+        *("glm", "glm4", "exaone4", "seed_oss", "helium", "diffllama"),
+    ),
+    _Kind(_GATED, True): ("gemma", "gemma2", "gemma3_text", "vaultgemma", "smollm3", "cohere", "cohere2", "ernie4_5"),
+    _Kind(_PLAIN, True): ("bloom", "starcoder2"),
+    _Kind(_PLAIN, False): ("gpt_neox", "gptj", "codegen", "phi", "persimmon", "arcee", "apertus"),
+    _Kind(_PLAIN, True, "n_positions"): ("gpt2", "gpt_bigcode"),
+    _Kind(_PLAIN, True, "max_position_embeddings"): ("opt", "biogpt"),
+}
+_KINDS = {name: kind for kind, names in _ALIKE.items() for name in names}
+"""By `model_type`; tests hold their parameters against the models that transformers builds."""
+
+_INNER = ("intermediate_size", "n_inner", "ffn_dim")
+"""Under what names configs say the feed-forward width."""
+
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+"""Under what names configs say that a layer has experts."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +77,8 @@ class ModelDescription:
         vocabulary: tokens.
         tied: whether the head is the embedding.
         positions: learned positions; 0 where they are computed.
+        fused_attention: whether the scores of attention stay on the chip. Where they are written out they pass through
+            memory, and are computed again in the backward; none are kept either way.
     """
 
     num_layers: int
@@ -53,6 +91,7 @@ class ModelDescription:
     vocabulary: int
     tied: bool
     positions: int = 0
+    fused_attention: bool = True
 
     @property
     def layer_parameters(self) -> int:
@@ -113,24 +152,39 @@ def describe(config: Mapping[str, object]) -> ModelDescription:
     """Returns what a Hugging Face config, as the dict in its `config.json`, describes.
 
     Raises:
-        UserError: a width that is missing or no whole number of at least 1, or heads that do not divide the width.
+        UserError: a kind of model that is not described, a width that is missing or no whole number of at least 1, or
+            heads that do not divide the width.
     """
     check_type("config", config, Mapping, example="the dict in a model's config.json")
-    found = {field: _number(config, *names) for field, names in _FIELDS.items()}
-    hidden, heads = found["hidden"], found["heads"]
+    num_layers, hidden, heads, vocabulary = (_number(config, *names) for names in _FIELDS.values())
+    kind = _kind(config)
     if "head_dim" not in config and hidden % heads:
         raise UserError(f"hidden_size={hidden} is no multiple of num_attention_heads={heads}; state head_dim too")
-    gated = config.get("model_type") in _GATED
-    inner = _optional(config, "intermediate_size") or _optional(config, "n_inner") or 4 * hidden
+    inner = next(filter(None, (_optional(config, name) for name in _INNER)), 4 * hidden)
     return ModelDescription(
-        **found,
+        num_layers,
+        hidden,
+        heads,
         key_value_heads=_optional(config, "num_key_value_heads") or heads,
         head_width=_optional(config, "head_dim") or hidden // heads,
         feed_forward=inner,
-        feed_forward_matrices=3 if gated else 2,
-        tied=bool(config.get("tie_word_embeddings", not gated)),
-        positions=0 if gated else _optional(config, "n_positions") or 0,
+        feed_forward_matrices=kind.matrices,
+        vocabulary=vocabulary,
+        tied=bool(config.get("tie_word_embeddings", kind.tied)),
+        positions=_optional(config, kind.positions) or 0,
     )
+
+
+def _kind(config: Mapping[str, object]) -> _Kind:
+    way = "state the widths of another decoder by a ModelDescription, or plan with what penstock profile --hf measures"
+    experts = next((name for name in _EXPERTS if isinstance(config.get(name), int) and config[name] > 1), None)  # type: ignore[operator]
+    if experts is not None:
+        raise UserError(f"config: {experts}={config[experts]}; mixtures of experts are not described, {way}")
+    name = config.get("model_type")
+    if not isinstance(name, str) or name not in _KINDS:
+        guess = nearest(name, _KINDS) if isinstance(name, str) else ""
+        raise UserError(f"config: model_type={name!r} is not described.{guess} docs/plan.md lists what is; {way}")
+    return _KINDS[name]
 
 
 def _optional(config: Mapping[str, object], name: str) -> int | None:

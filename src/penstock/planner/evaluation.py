@@ -5,6 +5,7 @@ layers of each stage ─> seconds, bytes ─> layers that run again, until each 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -194,22 +195,32 @@ class _Share:
             # The most bytes a second first; of equal layers, those of the first stage, whose microbatches live longest.
             useful = [layer for layer in own if saved[layer] > 0]
             useful.sort(key=lambda layer: -saved[layer] / max(table.layers.seconds[0, layer], 1e-12))
+            held_with = self._held_with(moments, table, np.array(useful, int))
             low, high = 0, len(useful)
             while low < high:
                 middle = (low + high) // 2
-                if self._held_with(moments, table, useful[:middle]) <= limits[rank]:
+                if held_with(middle) <= limits[rank]:
                     high = middle
                 else:
                     low = middle + 1
             again[useful[:low]] = True
         return again
 
-    def _held_with(self, moments: Moments, table: RankTable, chosen: list[int]) -> float:
-        """Returns the most bytes that a rank holds whose layers `chosen` run again."""
-        again = np.zeros(int(self.cuts[-1]), bool)
-        again[chosen] = True
-        *_, kept, deferred, fixed, _ = self._columns(table, again)
-        return float(fixed[list(moments.stages)].sum()) + moments.most(kept, deferred)
+    def _held_with(self, moments: Moments, table: RankTable, useful: Ints) -> Callable[[int], float]:
+        """Returns how many layers of `useful` run again -> the most bytes that their rank holds then."""
+        *_, kept, deferred, fixed, _ = self._columns(table, np.zeros(int(self.cuts[-1]), bool))
+        own = float(fixed[list(moments.stages)].sum())
+        stages = np.searchsorted(self.cuts, useful, side="right") - 1
+        activation = table.layers.activation[useful]
+        saved = activation - table.layers.again[useful]
+
+        def held(count: int) -> float:
+            left, again = kept.copy(), np.zeros(len(kept))
+            np.subtract.at(left, stages[:count], saved[:count])
+            np.maximum.at(again, stages[:count], activation[:count])
+            return own + float(again.sum()) + moments.most(left, deferred)
+
+        return held
 
     def timed(self, stages: Stages) -> tuple[float, Parts]:
         """Returns the step, and where it goes on the mean rank."""

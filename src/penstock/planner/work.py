@@ -29,6 +29,9 @@ _VALUE_BYTES = 2
 """Of an activation."""
 _PASSES_FORWARD, _PASSES_BACKWARD = 2, 3
 """How often what is kept passes through memory beside the multiplications: norms, activation functions, residuals."""
+_SCORES_FORWARD, _SCORES_BACKWARD = 13, 34
+"""Bytes that pass through memory for each score where attention is written out, in 16 bits with dropout: products,
+softmax and dropout read and write it, its mask is a byte; the backward does all this again before its own."""
 _COLLECTIVES = 4
 """Gathers and scatters of a layer's activations, each way."""
 
@@ -169,6 +172,8 @@ def _layer(shape: _Shape, kind: DeviceKind, link: Link) -> _Column:
     model, tokens, tensor = shape.model, shape.tokens, shape.tensor
     multiplied = sum(_matmul(tokens, wide, high, kind) for wide, high in shape.matrices)
     attention = 4 * tokens * shape.sequence * shape.queries / _rate(kind)
+    written = 0 if model.fused_attention else tokens * shape.sequence * model.heads / tensor
+    scores = written / kind.memory_bytes_per_second
     kept = model.layer_activation_bytes(tokens) / tensor
     passed = kept / kind.memory_bytes_per_second
     sent = _COLLECTIVES * _ring_seconds(_boundary(shape) * tensor, tensor, link)
@@ -178,8 +183,8 @@ def _layer(shape: _Shape, kind: DeviceKind, link: Link) -> _Column:
     # Between layers tokens are spread over the group, inside them features are.
     spread = between - hidden_copies * model.hidden * (1 - 1 / tensor)
     return (
-        multiplied + attention + _PASSES_FORWARD * passed + sent,
-        multiplied + 2 * attention + _PASSES_BACKWARD * passed + sent,
+        multiplied + attention + _SCORES_FORWARD * scores + _PASSES_FORWARD * passed + sent,
+        multiplied + 2 * attention + _SCORES_BACKWARD * scores + _PASSES_BACKWARD * passed + sent,
         multiplied,
         sent,
         sent,

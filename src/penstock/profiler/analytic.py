@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
@@ -23,6 +25,51 @@ from penstock.runtime.microbatches import to_device
 from penstock.runtime.stage_work import LossFunction, backward_in_one_thread
 
 _META = torch.device("meta")
+
+
+class LikeADevice(TorchFunctionMode):
+    """Does what devices do and the meta device does not: fused attention, and questions that a model asks of numbers.
+
+    Models ask whether all positions are one sequence, or any is padding. The answer is that of a plain batch.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Returns what `func` does, attention by its fused kernel."""
+        if func is functional.scaled_dot_product_attention:
+            return _fused(*args, **(kwargs or {}))
+        if func in _ANSWERS and len(args) == 1 and not kwargs and args[0].is_meta:
+            return torch.tensor(_ANSWERS[func], device="cpu")
+        return func(*args, **(kwargs or {}))
+
+
+_ANSWERS: dict[Any, bool] = {torch.all: True, Tensor.all: True, torch.any: False, Tensor.any: False}
+
+
+def _fused(  # noqa: PLR0913  # the arguments of torch's own function
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Returns attention by the kernel that a device takes: flash for 16 bits without a mask, else memory-efficient."""
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = (each.repeat_interleave(groups, -3) for each in (key, value))
+    if attn_mask is None and query.dtype in (torch.float16, torch.bfloat16):
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        out: Tensor = flash(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
+        return out
+    if attn_mask is not None:
+        bias = attn_mask if attn_mask.is_floating_point() else torch.zeros_like(attn_mask, dtype=query.dtype)
+        attn_mask = bias.expand(*query.shape[:-1], key.shape[-2])
+    efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+    out = efficient(query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
+    return out
 
 
 class Counter(TorchDispatchMode):
@@ -70,7 +117,8 @@ def computed_profile(
     """
     inputs = to_device(inputs, _META)
     ends = (loss[0], to_device(loss[1], _META)) if loss else None
-    placed = placed_layers(model, inputs, _META)
+    with LikeADevice():
+        placed = placed_layers(model, inputs, _META)
     found: dict[int, LayerProfile] = {}
     layers = []
     seen: set[int] = set()
@@ -95,7 +143,7 @@ def _layer(
     stage: Stage, placed: Placed, inputs: Any, loss: tuple[LossFunction, Any] | None, device: Accelerator
 ) -> LayerProfile:
     bench = Workbench(stage, placed.given, inputs=inputs, loss=loss)
-    with borrowed(stage, _META), backward_in_one_thread(True):
+    with borrowed(stage, _META), backward_in_one_thread(True), LikeADevice():
         with Counter(device) as forward:
             kept = bench.forward(split=True)
         starts = bench.starts(kept)

@@ -1,6 +1,6 @@
 """The engine that walks a verified program over a transport, and the Pipeline that users hold."""
 
-from penstock.runtime.delays import nesterov_look_ahead, pipemare_delays, pipemare_learning_rate
+from penstock.runtime.delays import clip_by_stage, nesterov_look_ahead, pipemare_delays, pipemare_learning_rate
 from penstock.runtime.distributed import DistributedTransport
 from penstock.runtime.loopback import LoopbackTransport, run_ranks
 from penstock.runtime.loss_scale import LossScaler
@@ -17,6 +17,7 @@ __all__ = [
     "Pipeline",
     "Recompute",
     "Transport",
+    "clip_by_stage",
     "nesterov_look_ahead",
     "pipemare_delays",
     "pipemare_learning_rate",

@@ -21,6 +21,8 @@ CALLS = (
     "clip_grad_norm_",
     "save_pretrained",
     "sizes",
+    "run",
+    "drain",
 )
 _UNKNOWN = -1
 

@@ -10,9 +10,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from penstock.errors import ScheduleError
+from penstock.errors import ModelError, ScheduleError
 from penstock.ir.schedule import Schedule, WeightRule
 from penstock.runtime.step_shares import step_groups
+from penstock.runtime.stepping import OptimizerFunction
 
 
 def pipemare_delays(schedule: Schedule) -> tuple[float, ...]:
@@ -53,7 +54,7 @@ def pipemare_learning_rate(schedule: Schedule, *, anneal_steps: int) -> Callable
     delays = pipemare_delays(schedule)
 
     def scheduler(optimizer: Optimizer, stage: int) -> LambdaLR:
-        return LambdaLR(optimizer, partial(_annealed, delay=max(delays[stage], 1.0), anneal_steps=anneal_steps))
+        return LambdaLR(optimizer, partial(pipemare_share, delay=delays[stage], anneal_steps=anneal_steps))
 
     return scheduler
 
@@ -73,6 +74,36 @@ def nesterov_look_ahead(
     )
 
 
-def _annealed(step: int, *, delay: float, anneal_steps: int) -> float:
+def pipemare_share(step: int, *, delay: float, anneal_steps: int) -> float:
+    """Returns the share of its learning rate at which a stage of this delay makes optimizer step `step`."""
     exponent = 1 - min(step / anneal_steps, 1)
-    return float(delay**-exponent)
+    return float(max(delay, 1.0) ** -exponent)
+
+
+def clip_by_stage(make: OptimizerFunction, max_norm: float) -> OptimizerFunction:
+    """Returns an optimizer function whose optimizers bound the norm of their stage's gradient before each step.
+
+    For `Pipeline(…, optimizer=…)`. The norm is that of one stage, not of the whole model, for which every step would
+    have to wait for all stages; copies of a stage clip alike.
+
+    Args:
+        make: a stage's parameters -> its optimizer.
+        max_norm: the largest norm of one stage's gradient.
+
+    Raises:
+        ModelError: max_norm is not above 0.
+    """
+    if not max_norm > 0:
+        raise ModelError(f"max_norm={max_norm}; use a number above 0, e.g. 1.0")
+
+    def clipped(parameters: Sequence[nn.Parameter]) -> Optimizer:
+        held = list(parameters)
+        optimizer = make(held)
+        optimizer.register_step_pre_hook(lambda *_: _clip(held, max_norm))
+        return optimizer
+
+    return clipped
+
+
+def _clip(parameters: Sequence[nn.Parameter], max_norm: float) -> None:
+    nn.utils.clip_grad_norm_(parameters, max_norm)

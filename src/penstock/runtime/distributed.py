@@ -55,6 +55,9 @@ class DistributedTransport:
         shared_memory: whether ranks of one host exchange tensors on the CPU through shared memory; False sends
             them over gloo too.
 
+    Attributes:
+        name: of this pipeline in the job, the same on all of its ranks.
+
     Raises:
         HandshakeError: torch.distributed is not initialised.
     """
@@ -75,8 +78,8 @@ class DistributedTransport:
         self._collective = self._control
         if dist.get_backend(group) != "gloo":
             self._collective = self._new_group(self._global, None, "penstock collective")
-        name = self._control.group_name
-        self._store = dist.PrefixStore(f"penstock/{name}", dist.distributed_c10d._get_default_store())
+        self.name = self._control.group_name
+        self._store = dist.PrefixStore(f"penstock/{self.name}", dist.distributed_c10d._get_default_store())
         self._backends = dist.BackendConfig(dist.Backend(dist.get_backend_config(group))).get_device_backend_map()
         self.watch = Watch(self._store, rank=self._rank, num_ranks=self.num_ranks)
         self.watch.start()
@@ -84,6 +87,16 @@ class DistributedTransport:
         self._lanes = HostLanes(patience, enabled=shared_memory and "cpu" in self._backends)
         self._known: set[Channel] = set()
         self._end = weakref.finalize(self, _close, self.watch, self._lanes)
+
+    def surround(self, replicas: Sequence[str], *, index: int) -> None:
+        """Makes a failure of one data-parallel replica known to all.
+
+        Args:
+            replicas: names of their pipelines.
+            index: which of them this one is.
+        """
+        store = dist.PrefixStore(f"penstock/around/{replicas[0]}", dist.distributed_c10d._get_default_store())
+        self.watch.surround(store, name=f"data-parallel replica {index}")
 
     def _new_group(self, ranks: Sequence[int], backend: str | None, description: str) -> dist.ProcessGroup:
         group: dist.ProcessGroup = dist.new_group(

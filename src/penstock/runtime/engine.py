@@ -39,6 +39,26 @@ def split_microbatches(entries: Sequence[Instruction]) -> frozenset[tuple[int, i
     )
 
 
+class Part(NamedTuple):
+    """A piece of this rank's program that runs as one call.
+
+    Attributes:
+        begin: position of its first instruction.
+        end: position behind its last; None for the end of the program.
+        opens: nothing is in flight before it.
+        closes: nothing is in flight after it.
+    """
+
+    begin: int = 0
+    end: int | None = None
+    opens: bool = True
+    closes: bool = True
+
+
+WHOLE = Part()
+"""A program that runs from its begin to its end."""
+
+
 class _Way(NamedTuple):
     """Where an op stands and what comes and goes.
 
@@ -71,6 +91,11 @@ class Engine:
         transport: for this rank's number and place.
         seed: key of random numbers; None leaves torch's generator alone.
         duties: what it does beside computing and sending.
+
+    Attributes:
+        program: what it runs.
+        recorder: its last runs.
+        entered: (stage, microbatch) in flight -> what entered the stage; None where nobody asks for it.
     """
 
     def __init__(
@@ -93,6 +118,7 @@ class Engine:
         self._reduces = reductions_of(self.program, self._rank)
         self._last = self.program.schedule.num_stages - 1
         self._local: dict[Value, Any] = {}
+        self.entered: dict[tuple[int, int], Any] | None = None
         self._batch = StepBatch(training=False)
         self._split = split_microbatches(self.program.ranks[self._rank])
         self._hooks = HeldHooks()
@@ -100,18 +126,42 @@ class Engine:
         self._noted = self.recorder.current.ops
         self._starts: dict[float, torch.Tensor] = {}
 
-    def run(self, batch: StepBatch, *, signature: int) -> None:
-        """Runs the program once on `batch`; its losses or outputs are in it afterwards.
+    def run(self, batch: StepBatch, *, signature: int, part: Part = WHOLE) -> None:
+        """Runs the program once on `batch`, or a part of it; its losses or outputs are in it afterwards.
 
         Raises:
             RankFailedError: another rank failed.
             Exception: what a stage or the loss raised, with a note that names rank, op, stage and microbatch.
         """
         cursor = self._transport.cursor
-        cursor.entries, cursor.index = self.program.ranks[self._rank], 0
+        cursor.entries, cursor.index = self.program.ranks[self._rank], part.begin
         self._batch = batch
         self._links.begin(signature)
-        if batch.training and not self._stepping:
+        if part.opens:
+            self.open(batch, signature)
+        self.recorder.begin()
+        self._noted = self.recorder.current.ops
+        self._starts.clear()
+        try:
+            with torch.set_grad_enabled(batch.training), backward_in_one_thread(bool(self._split)):
+                calls = with_ranges(cursor.entries, self._calls) if is_profiling() else self._calls
+                for index, call in enumerate(calls if part is WHOLE else calls[part.begin : part.end], part.begin):
+                    cursor.index = index
+                    call()
+                if part.closes:
+                    self._close(batch)
+                else:
+                    self._pause()
+        except BaseException as error:
+            self._abandon()
+            raise self._explained(error)  # noqa: B904  # the same exception, with a note
+        finally:
+            self._batch = StepBatch(training=False)  # the caller's data is the caller's again
+        self.recorder.finish()
+
+    def open(self, batch: StepBatch, signature: int) -> None:
+        """Gets ready for a program with nothing in flight."""
+        if batch.training:
             self._hooks.take(parameter for work in self._stages.values() for parameter in work.module.parameters())
         if self._ties and batch.training:
             self._ties.begin()
@@ -121,39 +171,81 @@ class Engine:
             self._stepping.begin()
         if self._offloading:
             self._offloading.begin(batch, signature)
-        self.recorder.begin()
-        self._noted = self.recorder.current.ops
-        self._starts.clear()
-        try:
-            with torch.set_grad_enabled(batch.training), backward_in_one_thread(bool(self._split)):
-                calls = with_ranges(cursor.entries, self._calls) if is_profiling() else self._calls
-                for index, call in enumerate(calls):
-                    cursor.index = index
-                    call()
-                self._links.end()
-                for stage in self._stages.values():
-                    stage.finish()
-                if self._reduction:
-                    self._reduction.finish()
-                if self._ties and batch.training:
-                    self._ties.finish()
-                if self._offloading:
-                    self._offloading.finish()
-                self._hooks.fire()
-        except BaseException as error:
-            self._abandon()
-            raise self._explained(error)  # noqa: B904  # the same exception, with a note
-        finally:
-            self._batch = StepBatch(training=False)  # the caller's data is the caller's again
-        self.recorder.finish()
+
+    def _close(self, batch: StepBatch) -> None:
+        self._links.end()
+        for stage in self._stages.values():
+            stage.finish()
+        if self._reduction:
+            self._reduction.finish()
+        if self._ties and batch.training:
+            self._ties.finish()
+        if self._offloading:
+            self._offloading.finish()
+        if self._stepping:
+            self._stepping.rest()
+        self._hooks.fire()
+
+    def _pause(self) -> None:
+        """Leaves what is in flight as it is; the modules show the newest weights meanwhile."""
+        self._links.pause()
+        for stage in self._stages.values():
+            stage.finish()
+        if self._stepping:
+            self._stepping.rest()
+
+    def take_over(self, other: Engine) -> None:
+        """Goes on with what another engine of the same stages has in flight."""
+        self._local, self.entered, self._hooks = other._local, other.entered, other._hooks
+
+    def renumber(self, by: int, versions: Mapping[int, int]) -> None:
+        """Adds `by` to the numbers of microbatches in flight, and to a stage's versions what `versions` says."""
+        local = {value._replace(microbatch=value.microbatch + by): kept for value, kept in self._local.items()}
+        self._local.clear()
+        self._local.update(local)
+        if self.entered is not None:
+            entered = {(stage, i + by): kept for (stage, i), kept in self.entered.items()}
+            self.entered.clear()
+            self.entered.update(entered)
+        if self._stepping:
+            self._stepping.renumber(versions)
+
+    @property
+    def waits_here(self) -> bool:
+        """Whether one stage of this rank has made something that another has not taken yet."""
+        return bool(self._local)
+
+    def repeat_forward(self, op: Op, entered: Any, batch: StepBatch) -> None:
+        """Runs the forward `op` of a stage before the last once more, for its backward alone.
+
+        Args:
+            op: a forward of this rank.
+            entered: what `entered` had for it.
+            batch: the number of its step, and its first microbatch.
+        """
+        work, split = self._stages[op.stage], op[1:] in self._split
+        if self._seed is not None:
+            number = op.microbatch - batch.first
+            work.module.surrounding = keyed_layers(self._seed, step=batch.step, microbatch=number)
+        with torch.enable_grad():
+            if op.stage == 0:
+                leaves: tuple[torch.Tensor, ...] = ()
+                output = work.forward(entered, split=split)
+            else:
+                leaves, output = work.forward_from(entered, training=True, split=split)
+        if self.entered is not None:
+            self.entered[op.stage, op.microbatch] = entered
+        work.keep(op.microbatch, leaves, boundary_of(output).tensors)
 
     def _abandon(self) -> None:
         self._local.clear()
         self._links.abandon()
         if self._stepping:
-            self._stepping.abandon()
+            self._stepping.rest()
         if self._offloading:
             self._offloading.abandon()
+        if self._reduction:
+            self._reduction.abandon()
         if self._ties:
             self._ties.abandon()
         self._hooks.put_back()
@@ -243,7 +335,10 @@ class Engine:
         boundary = None if way.taken is None else self._input(way.taken, way.channel)
         begin = self._now()
         if self._seed is not None:
-            work.module.surrounding = keyed_layers(self._seed, step=batch.step, microbatch=op.microbatch)
+            number = op.microbatch - batch.first
+            work.module.surrounding = keyed_layers(self._seed, step=batch.step, microbatch=number)
+        if self.entered is not None:
+            self.entered[op.stage, op.microbatch] = batch.inputs[op.microbatch] if boundary is None else boundary
         leaves: tuple[torch.Tensor, ...] = ()
         if boundary is None:
             output = work.forward(batch.inputs[op.microbatch], split=way.split)
@@ -290,6 +385,8 @@ class Engine:
         grads = self._output_grads(op, way)
         begin = self._now()
         inputs = work.input_grads(op.microbatch, grads) if way.split else work.backward(op.microbatch, grads)
+        if self.entered is not None:
+            self.entered.pop((op.stage, op.microbatch), None)
         if way.given is not None:
             if way.stays:
                 self._local[way.given] = inputs

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from penstock.errors import BatchError
+from penstock.errors import BatchError, RankFailedError
 from penstock.runtime.agreement import Offer, agree, signature_of
 from penstock.runtime.microbatches import BatchRules, to_device
+from penstock.runtime.replica_agreement import agree_replicas
 from penstock.runtime.replicas import Replicas
 from penstock.runtime.step_batch import StepBatch
 from penstock.runtime.step_shares import StepShares
 from penstock.runtime.transport import Transport
 
 WeightFunction = Callable[[Any], float]
+
+
+class Agreement(Protocol):
+    """`agree`, or what stands for it."""
+
+    def __call__(
+        self, transport: Transport, call: str, *, number: int, offer: Offer, problem: Exception | None = None
+    ) -> Offer:
+        """Returns what the ranks know together about a call."""
+        ...
+
+
+_WEIGHED = ("step", "evaluate", "run")
+"""The calls whose microbatches have weights."""
 
 
 class Call(NamedTuple):
@@ -92,8 +107,16 @@ class Feed:
         self._rules, self._weight_fn = reading
         self._replicas = replicas
 
-    def prepare(self, call: Call, *, training: bool, step: int) -> tuple[StepBatch, Offer]:
+    def prepare(
+        self, call: Call, *, training: bool, step: int, agreement: Agreement = agree
+    ) -> tuple[StepBatch, Offer]:
         """Returns this rank's microbatches and what all ranks know about the call.
+
+        Args:
+            call: what the user handed to it.
+            training: whether backwards follow.
+            step: number of the training step.
+            agreement: how the ranks agree.
 
         Raises:
             Exception: what is wrong with this rank's arguments, or BatchError with what is wrong on another.
@@ -105,10 +128,21 @@ class Feed:
             offer = self._fill(batch, call)
         except Exception as error:  # weight_fn is the user's: whatever it raises, the other ranks hear of it
             problem = error
-        agreed = agree(self._transport, call.name, number=call.number, offer=offer, problem=problem)
+        refusal: Exception | None = None
+        agreed = offer
+        try:
+            agreed = agreement(self._transport, call.name, number=call.number, offer=offer, problem=problem)
+        except RankFailedError:
+            raise
+        except Exception as error:  # the other replicas hear of it before this one raises
+            refusal = error
         weights = batch.scales
+        total = math.fsum(weights)
+        if self._replicas is not None:
+            total = agree_replicas(self._replicas, call.name, number=call.number, total=total, refusal=refusal)
+        if refusal is not None:
+            raise refusal
         if weights:
-            (total,) = self._summed([math.fsum(weights)])
             batch.scales = [weight / total for weight in weights]
         if training:
             batch.starts = self._shares.starts(weights, self._summed) if weights else []
@@ -134,19 +168,24 @@ class Feed:
                     f"{call.name} got no inputs on the rank that holds the first stage; pass the whole batch there, "
                     "on every rank whose has_first_stage is true"
                 )
-            inputs = self._rules.size(call.inputs, name="inputs")
-            batch.inputs = self._split(call.inputs, call.sizes(inputs), "inputs")
-        if ends.last and call.name in ("step", "evaluate"):
+            sizes = self._sizes(call, call.inputs, "inputs")
+            inputs = sum(sizes)
+            batch.inputs = self._split(call.inputs, sizes, "inputs")
+        if ends.last and call.name in _WEIGHED:
             if call.targets is None:
                 raise BatchError(
                     f"{call.name} got no targets on the rank that holds the last stage; pass the whole batch there, "
                     "on every rank whose has_last_stage is true"
                 )
-            targets = self._rules.size(call.targets, name="targets")
-            sizes = call.sizes(targets)
+            sizes = self._sizes(call, call.targets, "targets")
+            targets = sum(sizes)
             batch.targets = self._split(call.targets, sizes, "targets")
             batch.scales = self._weights(batch.targets, sizes)
         return Offer(inputs, targets, signature_of(call.name, call.trained, batch.inputs))
+
+    def _sizes(self, call: Call, batch: Any, name: str) -> list[int]:
+        count = self._shares.num_microbatches
+        return self._rules.sizes(batch, name=name, divide=call.sizes, num_microbatches=count)
 
     def _split(self, batch: Any, sizes: list[int], name: str) -> list[Any]:
         pieces = self._rules.split(to_device(batch, self._device), sizes, name=name)

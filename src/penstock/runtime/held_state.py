@@ -76,8 +76,9 @@ class HeldState:
     def optimizer_state_dict(self) -> dict[str, Any]:
         """Returns what the optimizers inside an asynchronous schedule hold on this rank, copies included.
 
-        A call ends with all microbatches applied and one version of the weights. So `state_dict` and this are all that
-        a run needs to go on; merged over ranks they suit any number of them.
+        A `step` ends with all microbatches applied and one version of the weights. So `state_dict` and this are all
+        that a run needs to go on; merged over ranks they suit any number of them. Between two batches of `run` there is
+        `in_flight_state_dict` too.
 
         Raises:
             ModelError: the schedule leaves the step to the loop, and the optimizer with it.

@@ -9,6 +9,7 @@ posted as early as the program says, into the program's rings.
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -62,6 +63,9 @@ class Links:
     Args:
         transport: how tensors travel.
         device: where received tensors live.
+
+    Attributes:
+        specs: between two parts of a program, the boundaries of what is in flight; else empty.
     """
 
     def __init__(self, transport: Transport, *, device: torch.device) -> None:
@@ -71,10 +75,11 @@ class Links:
         self._rings: dict[tuple[Channel, int, int], torch.Tensor] = {}
         self._memory: frozenset[int] = frozenset()
         self._posted: dict[Value, tuple[list[Pending], list[torch.Tensor]]] = {}
-        self._unread: dict[Channel, deque[Transfer]] = defaultdict(deque)
+        self._unread: dict[Channel, deque[tuple[Transfer, int]]] = defaultdict(deque)
         self._read: dict[Value, list[torch.Tensor]] = {}
         self._outgoing: dict[Value, tuple[torch.Tensor, ...]] = {}
         self._sending: dict[Channel, deque[_Sending]] = defaultdict(deque)
+        self.specs: dict[SpecKey, BoundarySpec] = {}
 
     def begin(self, signature: int) -> None:
         """Starts a step whose inputs have the shapes of `signature`, the same on every rank."""
@@ -83,6 +88,8 @@ class Links:
                 self._signatures.clear()
             self._signatures[signature] = _Signature()
         self._known = self._signatures[signature]
+        for key, spec in self.specs.items():
+            self._known.specs.setdefault(key, spec)
 
     def end(self) -> None:
         """Waits until everything sent has left; what was learned in this step is known from now on."""
@@ -90,14 +97,60 @@ class Links:
             while sending:
                 sending.popleft().wait()
         self._known.learned = True
+        self.specs = {}
+
+    def pause(self) -> None:
+        """Leaves what is under way as it is; what has been sent here already gets its receive posted."""
+        self._known.learned = True
+        for waiting in self._unread.values():
+            while waiting:
+                transfer, slot = waiting.popleft()
+                self.post(transfer, carried(transfer), slot)
+        self.specs = dict(self._known.specs)
+
+    def arrived(self) -> dict[Value, list[torch.Tensor]]:
+        """Returns what has been sent here and is not taken yet, waiting for it; between two parts of a program."""
+        for pending, _ in self._posted.values():
+            for work in pending:
+                work.wait()
+        return {value: buffers for value, (_, buffers) in self._posted.items()} | self._read
+
+    def resume(self, arrived: Mapping[Value, list[torch.Tensor]], specs: Mapping[SpecKey, BoundarySpec]) -> None:
+        """Goes on from a saved state: with what `arrived` gave, and the boundaries of what is in flight."""
+        self._posted = {value: ([], tensors) for value, tensors in arrived.items()}
+        self.specs = dict(specs)
+
+    def renumber(self, by: int, slots: Mapping[Channel, Sequence[int]]) -> None:
+        """Adds `by` to the number of every microbatch under way.
+
+        Args:
+            by: how much.
+            slots: channel -> for each slot of its ring the one that takes over its memory.
+        """
+
+        def moved(value: Value) -> Value:
+            return value._replace(microbatch=value.microbatch + by)
+
+        self._posted = {moved(value): kept for value, kept in self._posted.items()}
+        self._read = {moved(value): kept for value, kept in self._read.items()}
+        for channel, sending in self._sending.items():
+            self._sending[channel] = deque(_Sending(moved(each.value), each.parts) for each in sending)
+        self.specs = {(stage, i + by, replica): spec for (stage, i, replica), spec in self.specs.items() if i + by >= 0}
+        self._rings = {
+            (channel, slots[channel][slot] if channel in slots else slot, index): buffer
+            for (channel, slot, index), buffer in self._rings.items()
+        }
 
     def abandon(self) -> None:
         """Drops everything under way, after a step that did not finish."""
         for store in (self._posted, self._unread, self._read, self._outgoing, self._sending, self._signatures):
             store.clear()
+        self.specs = {}
 
     def offer(self, value: Value, boundary: Boundary) -> None:
-        """Takes a stage's output that a later SEND_F carries away.
+        """Takes a stage's output that a later SEND_F carries away; no part of a ring buffer, which is free from now on.
+
+        Receives may be posted between an op and its send.
 
         Raises:
             ModelError: the boundary differs from what the other end was told, with unchanged inputs.
@@ -108,11 +161,11 @@ class Links:
                 f"the output of stage {value.stage} on microbatch {value.microbatch} changed from {known} to "
                 f"{boundary.spec} although the inputs kept their shapes; make it depend on the inputs' shapes only"
             )
-        self._outgoing[value] = tuple([tensor.detach() for tensor in boundary.tensors])
+        self._outgoing[value] = tuple([self.apart(tensor.detach()) for tensor in boundary.tensors])
 
     def offer_grads(self, value: Value, grads: list[torch.Tensor]) -> None:
         """Takes the input gradients that a later SEND_B carries away."""
-        self._outgoing[value] = tuple(grads)
+        self._outgoing[value] = tuple(map(self.apart, grads))
 
     def known_spec(self, value: Value) -> BoundarySpec | None:
         """Returns the spec that a stage's output had before, with inputs of these shapes; None if there was none."""
@@ -126,7 +179,7 @@ class Links:
         receives are posted later than the program says, and nothing waits.
         """
         channel = transfer.channel
-        tensors = [self.apart(tensor.contiguous()) for tensor in self._outgoing.pop(value)]
+        tensors = [tensor.contiguous() for tensor in self._outgoing.pop(value)]
         sending = self._sending[channel]
         if self._known.learned:
             while len(sending) >= _MOST_SENDING:
@@ -146,7 +199,7 @@ class Links:
     def post(self, transfer: Transfer, value: Value, slot: int) -> None:
         """Posts the receives of `value`, one boundary or gradient, into the ring buffers of `slot`."""
         if not self._known.learned:
-            self._unread[transfer.channel].append(transfer)
+            self._unread[transfer.channel].append((transfer, slot))
             return
         channel = transfer.channel
         specs = self._known.received.get(value)
@@ -158,13 +211,14 @@ class Links:
 
     def take(self, value: Value, channel: Channel) -> list[torch.Tensor]:
         """Returns the tensors of a message, waiting for them if need be."""
-        if self._known.learned:
-            pending, buffers = self._posted.pop(value)
+        posted = self._posted.pop(value, None)
+        if posted is not None:
+            pending, buffers = posted
             for work in pending:
                 work.wait()
         else:
             while value not in self._read:
-                transfer = self._unread[channel].popleft()
+                transfer, _ = self._unread[channel].popleft()
                 self._read[carried(transfer)] = self._read_message(transfer)
             buffers = self._read.pop(value)
         if value.kind == ValueKind.INPUT_GRAD and buffers and any(self._sending.values()):

@@ -72,6 +72,31 @@ class BatchRules:
             raise BatchError(f"{name} is empty (batch size 0); give at least one sample")
         return size
 
+    def sizes(self, batch: Any, *, name: str, divide: Callable[[int], list[int]], num_microbatches: int) -> list[int]:
+        """Returns how many samples each microbatch of the tree `batch` holds.
+
+        A batch that is a list of microbatches, by the rule "list" for `name` itself, has those of its items, which may
+        differ from one another in every dimension.
+
+        Args:
+            batch: as for `size`.
+            name: "inputs" or "targets".
+            divide: samples in the batch -> samples in each microbatch.
+            num_microbatches: items of such a list.
+
+        Raises:
+            BatchError: as `size`; what `divide` raises; a list of another length.
+        """
+        if self._rules.get(name) != LIST:
+            return divide(self.size(batch, name=name))
+        if type(batch) not in (tuple, list) or len(batch) != num_microbatches:
+            what = f"holds {len(batch)} items" if type(batch) in (tuple, list) else f"is a {type(batch).__name__}"
+            raise BatchError(
+                f'{name} {what}; its batch rule is "list": give a list of num_microbatches={num_microbatches} items'
+            )
+        plain = BatchRules()
+        return [plain.size(item, name=path) for path, item in _items(batch, name)]
+
     def split(self, batch: Any, sizes: list[int], *, name: str) -> list[Any]:
         """Returns the microbatches of these sizes, tensors as views of `batch`."""
         rule = self._rules.get(name)

@@ -91,10 +91,19 @@ class Owners:
         program: its REDUCE_GRADs say who sends when.
         modules: this rank's stages, by number.
         transport: channels of `owner_channels` are open.
+        apart: parameters that are summed elsewhere: those of several stages.
     """
 
-    def __init__(self, program: Program, modules: Mapping[int, nn.Module], transport: Transport) -> None:
+    def __init__(
+        self,
+        program: Program,
+        modules: Mapping[int, nn.Module],
+        transport: Transport,
+        *,
+        apart: frozenset[nn.Parameter] = frozenset(),
+    ) -> None:
         self._program, self._modules, self._transport = program, modules, transport
+        self.apart = apart
         self._me = transport.rank
         placement = program.schedule.placement
         self.shared = {stage: placement.owners(stage) for stage in sorted(modules) if len(placement.owners(stage)) > 1}
@@ -130,7 +139,7 @@ class Owners:
 
     def post(self, stage: int) -> None:
         """Sends this rank's gradients of `stage` to its other owners; waits for nothing."""
-        mine = self._mine[stage] = _flat(_trained(self._modules[stage]))
+        mine = self._mine[stage] = _flat(self.trained(stage))
         for peer in self._others(stage):
             lane = self._peers[peer]
             lane.leaving.append(([self._send(peer, row) for row in mine], mine))
@@ -142,13 +151,18 @@ class Owners:
         """Waits for the other owners' gradients of `stage` and puts the sum in place of this rank's."""
         mine = self._mine.pop(stage)
         parts = [mine if owner == self._me else self._arrived(owner, stage) for owner in self.shared[stage]]
-        _unflatten([_sum(rows) for rows in zip(*parts, strict=True)], _trained(self._modules[stage]))
+        _unflatten([_sum(rows) for rows in zip(*parts, strict=True)], self.trained(stage))
 
     def finish(self) -> None:
         """Waits until everything sent has left."""
         for lane in self._peers.values():
             while lane.leaving:
                 _wait(lane.leaving.popleft()[0])
+
+    def trained(self, stage: int) -> list[nn.Parameter]:
+        """Returns the parameters of `stage` whose gradients its owners and replicas sum."""
+        parameters = self._modules[stage].parameters()
+        return [p for p in parameters if p.requires_grad and p.numel() and p not in self.apart]
 
     def _others(self, stage: int) -> list[int]:
         return [owner for owner in self.shared[stage] if owner != self._me]
@@ -157,7 +171,7 @@ class Owners:
         """Posts the receive of what `peer` sends next."""
         lane = self._peers[peer]
         stage = lane.expected.popleft()
-        rows = _empty(_trained(self._modules[stage]))
+        rows = _empty(self.trained(stage))
         lane.arriving[stage].append(([self._receive(peer, row) for row in rows], rows))
         lane.posted += 1
 
@@ -183,10 +197,6 @@ class Owners:
 def _weights(module: nn.Module) -> Iterable[torch.Tensor]:
     tensors = (tensor.detach() for tensor in chain(module.parameters(), module.buffers()))
     return (tensor for tensor in tensors if tensor.numel())
-
-
-def _trained(module: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in module.parameters() if parameter.requires_grad and parameter.numel()]
 
 
 def _by_dtype(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:

@@ -26,7 +26,6 @@ from penstock.runtime.duties import Duties, duties_of
 from penstock.runtime.engine import Engine
 from penstock.runtime.evaluating import eval_mode
 from penstock.runtime.feed import Call, Ends, Feed, Reading, WeightFunction
-from penstock.runtime.hugging_face import HuggingFaceFiles
 from penstock.runtime.links import Links
 from penstock.runtime.measured import decode_record, encode_record, measured_timeline
 from penstock.runtime.measuring_stages import measure_stages
@@ -37,6 +36,8 @@ from penstock.runtime.own_stages import own_stages
 from penstock.runtime.owners import Owners, owner_channels
 from penstock.runtime.plan import RunPlan, make_plan
 from penstock.runtime.recompute import RecomputeChoice, apply_recompute, check_recompute
+from penstock.runtime.replica_agreement import check_plans, check_weights
+from penstock.runtime.running import Running
 from penstock.runtime.stage_sizes import StageSizes
 from penstock.runtime.stage_work import LossFunction, StageWork
 from penstock.runtime.startup import facts_of, ranks_of
@@ -57,7 +58,7 @@ from penstock.timeline import Timeline
 from penstock.verifier import Proof, verify
 
 
-class Pipeline(HuggingFaceFiles):
+class Pipeline(Running):
     """A model cut into stages, this rank's part of it, and the schedule that trains it.
 
     Every rank makes its Pipeline with the same model and arguments and then runs the same lines. All ranks agree
@@ -138,7 +139,7 @@ class Pipeline(HuggingFaceFiles):
         self.rank, self.num_ranks = self._transport.rank, self._transport.num_ranks
         self.steps_done = 0
         self._calls = 0
-        self._under_way = False
+        self._under_way = self._alike = False
         self._failure = ""
         self._has_loss = loss_fn is not None
         self._steps: Stepping | None = None
@@ -164,8 +165,8 @@ class Pipeline(HuggingFaceFiles):
         loss = None if loss_fn is None else "given"
         settings = {"loss_fn": loss, "seed": seed, "discrepancy_decay": discrepancy_decay}
         facts = facts_of(layers, plan, settings | {"batch_rules": str(rules.told)}) if plan else {}
-        check_same(self._transport, facts, problem)
-        if plan is None:  # check_same has raised the problem
+        check_plans(self._transport, self._replicas, facts, problem)
+        if plan is None:  # check_plans has raised the problem
             raise HandshakeError("no plan")
         self.plan = plan
         self._seed = seed
@@ -192,7 +193,9 @@ class Pipeline(HuggingFaceFiles):
         self._links = Links(self._transport, device=self.device)
         copies = {*owner_channels(placement), *offload_channels(program), *tie_channels(self.plan.ties, placement)}
         self._transport.open(sorted({*program.channels, *copies}))
-        self._owners = Owners(program, {stage: work.module for stage, work in self._stages.items()}, self._transport)
+        modules = {stage: work.module for stage, work in self._stages.items()}
+        ties = Ties(self.plan.ties, modules, transport=self._transport, placement=placement, replicas=self._replicas)
+        self._owners = Owners(program, modules, self._transport, apart=ties.parameters)
         self._owners.share_weights()
         duties = duties_of(
             program,
@@ -203,9 +206,11 @@ class Pipeline(HuggingFaceFiles):
             stepping=self._stepping(inside) if inside.make else None,
             device=self.device,
         )
-        ties = Ties(self.plan.ties, self._stages, transport=self._transport, placement=placement)
         self._parameters = list(self.parameters())
-        self._training = self._engine(self.plan.proof, duties._replace(ties=ties or None))
+        self._duties = duties._replace(ties=ties or None)
+        self._training = self._traced = self._engine(self.plan.proof, self._duties)
+        # What `run` has in flight keeps its buffers while something is evaluated.
+        self._aside = self._links if self._steps is None else Links(self._transport, device=self.device)
         self._evaluating: dict[int, Engine] = {}
 
     def _build(self, layers: CutModel, loss_fn: LossFunction | None, device: torch.device | str | None) -> None:
@@ -223,11 +228,11 @@ class Pipeline(HuggingFaceFiles):
             work.module.to(self.device)
         self._parameters = list(self.parameters())
 
-    def _engine(self, proof: Proof, duties: Duties) -> Engine:
+    def _engine(self, proof: Proof, duties: Duties, *, links: Links | None = None) -> Engine:
         return Engine(
             proof,
             self._stages,
-            links=self._links,
+            links=links or self._links,
             transport=self._transport,
             seed=self._seed,
             duties=duties,
@@ -267,6 +272,7 @@ class Pipeline(HuggingFaceFiles):
             RankFailedError: another rank failed or fell silent.
         """
         self._need_loss()
+        self._need_drained("step", loss_scale)
         sizes = partial(even_sizes, num_microbatches=self.num_microbatches)
         with self._calling("step"):
             loss = self._loss(self._run("step", inputs, targets, sizes, loss_scale))
@@ -318,8 +324,8 @@ class Pipeline(HuggingFaceFiles):
         """
         if self._steps is not None:
             raise ModelError(
-                f"{self.schedule.name} steps inside, and no gradient is left to clip; let optimizer= return an "
-                "optimizer that bounds its own steps"
+                f"{self.schedule.name} steps inside, and no gradient is left to clip; bound that of each stage by "
+                "itself, with optimizer=penstock.clip_by_stage(…, max_norm=1.0)"
             )
         with self._calling("clip_grad_norm_"):
             agree(self._transport, "clip_grad_norm_", number=self._calls, offer=Offer())
@@ -337,7 +343,8 @@ class Pipeline(HuggingFaceFiles):
     def trace(self, steps: int = 1) -> list[Timeline]:
         """Returns the measured timelines of the last training steps, the latest last, on every rank.
 
-        The clocks of the ranks are aligned; time 0 is when the first rank began. Every rank calls it.
+        The clocks of the ranks are aligned; time 0 is when the first rank began. Every rank calls it. After `run` it is
+        one timeline: of the last batches in a row, while all ranks were at them.
 
         Args:
             steps: how many; at most 32 are kept.
@@ -350,14 +357,14 @@ class Pipeline(HuggingFaceFiles):
             return self._timelines(steps)
 
     def _timelines(self, steps: int) -> list[Timeline]:
-        records = self._training.recorder.last(steps)
+        records = self._traced.recorder.last(steps)
         offsets = self._transport.clock_offsets()
-        program = self.plan.proof.program
-        timelines = []
-        for record in records:
-            rows = [decode_record(data) for data in gather_bytes(self._transport, encode_record(record))]
-            timelines.append(measured_timeline(program, rows, offsets))
-        return timelines
+        recorded = [
+            [decode_record(data) for data in gather_bytes(self._transport, encode_record(record))] for record in records
+        ]
+        if self._traced is not self._training:
+            return self._stretch(recorded, offsets)
+        return [measured_timeline(self.plan.proof.program, rows, offsets) for rows in recorded]
 
     def summary(self) -> str:
         """Returns a table of the stages: rank, layers, parameters; once `sizes` has run, with shares and boundaries."""
@@ -430,8 +437,12 @@ class Pipeline(HuggingFaceFiles):
         call = Call(name, self._calls, inputs, targets, sizes, [p.requires_grad for p in self._parameters])
         batch, agreed = self._feed.prepare(call, training=training, step=self.steps_done)
         batch.starts = [start * loss_scale for start in batch.starts]
+        if training and self._replicas is not None and not self._alike:
+            check_weights(self._transport, self._replicas, self.named_parameters())
+            self._alike = True
         self._under_way = True
         engine = self._training if training else self._evaluation(len(sizes(agreed.inputs)))
+        self._traced = engine if training else self._traced
         engine.run(batch, signature=agreed.signature)
         return batch
 
@@ -440,7 +451,7 @@ class Pipeline(HuggingFaceFiles):
         if num_microbatches not in self._evaluating:
             program = lower(forward_only(self.plan.placement, num_microbatches))
             self._transport.open(program.channels)
-            self._evaluating[num_microbatches] = self._engine(verify(program), Duties())
+            self._evaluating[num_microbatches] = self._engine(verify(program), Duties(), links=self._aside)
         return self._evaluating[num_microbatches]
 
     def _loss(self, batch: StepBatch) -> torch.Tensor:

@@ -70,7 +70,7 @@ def make_plan(
         ScheduleError: unknown name, or a schedule of other sizes.
         VerificationError: a schedule that would not run.
         PartitionError: more stages than layers, or layers left out or taken twice.
-        ModelError: a parameter on stages of different ranks in a schedule with two directions.
+        ModelError: a parameter on several stages of a schedule that steps inside.
         UserError: costs, a cluster or a memory limit that do not go with the rest.
     """
     assumed = assumed or Assumed()
@@ -90,7 +90,7 @@ def make_plan(
     check_runnable(chosen.schedule)
     proof = verify(lower(chosen.schedule, reduce_gradients=reduce_gradients))
     parameter_stages, ties = model.parameters_of(chosen.partition)
-    check_ties(ties, chosen.schedule.placement)
+    check_ties(ties, chosen.schedule)
     digest = assumed.digest if assumed != Assumed() else ""
     return RunPlan(proof, chosen.partition, parameter_stages, ties, chosen.reason, digest)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -58,9 +58,17 @@ class Reduction:
         self._posted.remove(stage)
         if stage in self._owners.shared:
             self._owners.complete(stage)
-        parameters = [parameter for parameter in self._stages[stage].module.parameters() if parameter.requires_grad]
         if self._replicas is not None:
-            self._replicas.sum_grads(parameters)
+            self._replicas.sum_grads(self._owners.trained(stage))
+        self._add_earlier(self._stages[stage].module.parameters())
+
+    def abandon(self) -> None:
+        """Puts the gradients of earlier steps back, after a step that did not finish."""
+        for parameter, earlier in self._earlier.items():
+            parameter.grad = earlier
+        self._earlier.clear()
+
+    def _add_earlier(self, parameters: Iterable[nn.Parameter]) -> None:
         for parameter in parameters:
             earlier = self._earlier.pop(parameter, None)
             if earlier is not None:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed as dist
 from torch import nn
+
+from penstock.errors import RankFailedError
 
 if TYPE_CHECKING:
     from penstock.runtime.pipeline import Pipeline
 
 
 class Replicas:
-    """The ranks that hold the same stages as this one, in other data-parallel replicas."""
+    """The ranks that hold the same stages as this one, in other data-parallel replicas.
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        self._group = group
+    Args:
+        group: these ranks, this one included.
+        explain: why a call that all of them make together failed -> what is known about it in the pipeline's terms.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, *, explain: Callable[[str], str] = str) -> None:
+        self._group, self._explain = group, explain
 
     @property
     def size(self) -> int:
@@ -29,6 +38,18 @@ class Replicas:
         """Which replica this one is, from 0."""
         return dist.get_rank(self._group)
 
+    def named(self, index: int) -> str:
+        """Returns a replica's rank in words."""
+        return f"rank {dist.get_process_group_ranks(self._group)[index]} of the job (data-parallel replica {index})"
+
+    def gather_json(self, value: Any) -> list[Any]:
+        """Returns the plain values of all replicas, by replica. Every replica calls it."""
+        return [json.loads(payload) for payload in self.gather_bytes(json.dumps(value).encode())]
+
+    def gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
+        """Returns the numbers of all replicas, as many of each, by replica. Every replica calls it."""
+        return [row.tolist() for row in self._gather(torch.tensor(numbers, dtype=torch.float64))]
+
     def gather_bytes(self, payload: bytes) -> list[bytes]:
         """Returns the payloads of all replicas, of any lengths, by replica. Every replica calls it."""
         lengths = self._gather(torch.tensor([len(payload)]))
@@ -39,7 +60,8 @@ class Replicas:
 
     def _gather(self, row: torch.Tensor) -> list[torch.Tensor]:
         rows = [torch.empty_like(row) for _ in range(self.size)]
-        dist.all_gather(rows, row, group=self._group)
+        with self._explained():
+            dist.all_gather(rows, row, group=self._group)
         return rows
 
     def sum_grads(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -49,18 +71,28 @@ class Replicas:
                 continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad, group=self._group)
+            grad = parameter.grad.contiguous()
+            self.sum_tensor(grad)
+            if grad is not parameter.grad:
+                parameter.grad.copy_(grad)
 
     def sum_numbers(self, numbers: Sequence[float]) -> list[float]:
         """Returns the sum of each number over the replicas."""
-        totals = torch.tensor(numbers, dtype=torch.float64)
-        dist.all_reduce(totals, group=self._group)
-        return list(totals.tolist())
+        return list(self.sum_tensor(torch.tensor(numbers, dtype=torch.float64)).tolist())
 
     def sum_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Returns the sum of a tensor over the replicas."""
-        dist.all_reduce(tensor, group=self._group)
+        """Returns the sum of a tensor over the replicas, in its place."""
+        with self._explained():
+            dist.all_reduce(tensor, group=self._group)
         return tensor
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Tells of a replica that is lost as of any other rank."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise RankFailedError(self._explain(str(error).splitlines()[0])) from None
 
 
 def replicas_of(pipe: Pipeline) -> Replicas | None:

@@ -58,8 +58,19 @@ class StageWork:
         self._tape.casts.clear()
 
     def weights_changed(self) -> None:
-        """Drops what was made of the weights, which are others from now on."""
+        """Drops what was made of the weights, which are others from now on: autocast's copies know no version."""
         self._tape.casts.clear()
+        torch.clear_autocast_cache()
+
+    def renumber(self, by: int) -> None:
+        """Adds `by` to the number of every microbatch in flight."""
+        self._in_flight = {i + by: kept for i, kept in self._in_flight.items()}
+        self._deferred = {i + by: kept for i, kept in self._deferred.items()}
+
+    @property
+    def writes_input(self) -> bool:
+        """Whether a forward has written into what entered the stage."""
+        return bool(self._writes_input)
 
     def forget(self) -> None:
         """Drops all microbatches in flight, after a step that did not finish."""

@@ -37,7 +37,11 @@ def ranks_of(
             'init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp_replicate", "pp"))'
         )
     pipeline = DistributedTransport(mesh.get_group("pp"), timeout_seconds=timeout_seconds)
-    return pipeline, Replicas(mesh.get_group("dp_replicate")) if "dp_replicate" in names else None
+    if "dp_replicate" not in names:
+        return pipeline, None
+    replicas = Replicas(mesh.get_group("dp_replicate"), explain=pipeline.watch.diagnose_replica)
+    pipeline.surround(replicas.gather_json(pipeline.name), index=replicas.index)
+    return pipeline, replicas
 
 
 def facts_of(layers: CutModel, plan: RunPlan, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ class StepBatch:
 
     Attributes:
         training: whether backwards follow.
+        first: number in the program of the first microbatch that is new in this call; others are in flight already.
         step: number of this training step, the key of its random numbers.
         inputs: one a microbatch, on the rank of the first stage.
         targets: one a microbatch, on the rank of the last stage; empty where outputs are wanted instead.
@@ -29,6 +30,7 @@ class StepBatch:
 
     training: bool
     step: int = 0
+    first: int = 0
     inputs: list[Any] = field(default_factory=list)
     targets: list[Any] = field(default_factory=list)
     scales: list[float] = field(default_factory=list)
@@ -38,8 +40,11 @@ class StepBatch:
     outputs: dict[int, Any] = field(default_factory=dict)
 
     def mean_loss(self) -> torch.Tensor:
-        """Returns Σ loss_i · w_i / Σ w in fp64, on the device of the losses, without waiting for it."""
-        losses = torch.cat([self.losses[i].reshape(1) for i in range(len(self.scales))]).double()
+        """Returns Σ loss_i · w_i / Σ w in fp64, on the device of the losses, without waiting for it.
+
+        A microbatch of weight 0 counts for nothing, also where its loss is the mean of nothing, which is no number.
+        """
+        losses = torch.cat([self._loss(i).reshape(1) for i in range(len(self.scales))]).double()
         return (losses * torch.tensor(self.scales, dtype=torch.float64).to(losses.device, non_blocking=True)).sum()
 
     def own_terms(self, num_microbatches: int) -> torch.Tensor:
@@ -49,5 +54,10 @@ class StepBatch:
             terms[i] = self._term(i)
         return terms
 
+    def _loss(self, i: int) -> torch.Tensor:
+        """Returns the loss of the i-th microbatch of this call."""
+        loss = self.losses[self.first + i]
+        return loss if self.scales[i] else torch.zeros_like(loss)
+
     def _term(self, i: int) -> torch.Tensor:
-        return self.losses[i].double().reshape(()) * self.scales[i]
+        return self._loss(i).double().reshape(()) * self.scales[i]

@@ -6,6 +6,7 @@ uses, which steps find an old version still needed, and after which backward it 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from penstock.ir.steps import SYNCHRONOUS, optimizer_steps, rounds
 from penstock.runtime.discrepancy import Discrepancy
 from penstock.runtime.stage_work import StageWork
 from penstock.runtime.weight_versions import WeightVersions
-from penstock.verifier.weights import Weights, weights_of
+from penstock.verifier.weights import Key, Weights, WeightUse, weights_of
 
 OptimizerFunction = Callable[[Sequence[nn.Parameter]], Optimizer]
 """The trained parameters of one stage -> the optimizer that steps them."""
@@ -96,6 +97,29 @@ class SteppedStage:
             self.scheduler.step()
 
 
+class StepTable(NamedTuple):
+    """What a program says about one rank's weights.
+
+    Attributes:
+        uses: (stage, microbatch) -> the versions it meets there.
+        changes: S -> +1 where the version before it is still needed, backward -> -1 where a version goes after it.
+        applied: S -> the microbatches that it applies, those of the stage's other owners included.
+        latest: whether every op takes the weights that are there.
+    """
+
+    uses: Mapping[Key, WeightUse]
+    changes: Mapping[Op, int]
+    applied: Mapping[Op, tuple[int, ...]]
+    latest: bool
+
+
+def step_table(schedule: Schedule, rank: int, *, weights: Weights | None = None) -> StepTable:
+    """Returns the table of `rank` in `schedule`; `weights` are the schedule's, where they are known."""
+    found = weights or weights_of(schedule)
+    latest = schedule.weight_rule is WeightRule.LATEST
+    return StepTable(found.uses, found.changes[rank], _applied(schedule, rank), latest)
+
+
 class Stepping:
     """The weight versions and optimizer steps of this rank's program.
 
@@ -117,42 +141,51 @@ class Stepping:
         rank: int,
         inside: InsideOptimizer,
     ) -> None:
-        self._weights = weights_of(schedule)
-        self._changes = self._weights.changes[rank]
-        self._latest = schedule.weight_rule is WeightRule.LATEST
-        self._applied = _applied(schedule, rank)
+        weights = weights_of(schedule)
+        self._table = step_table(schedule, rank, weights=weights)
         self.stages = {
             stage: SteppedStage(
                 stage,
                 work,
                 inside=inside,
-                correction=_correction(inside.discrepancy_decay, self._weights, stage),
+                correction=_correction(inside.discrepancy_decay, weights, stage),
             )
             for stage, work in stages.items()
         }
+
+    def over(self, table: StepTable) -> Stepping:
+        """Returns the same stages and optimizers under another program, that of `table`."""
+        other = copy.copy(self)
+        other._table = table
+        return other
 
     def begin(self) -> None:
         """Starts a step of the pipeline."""
         for stage in self.stages.values():
             stage.versions.begin()
 
-    def abandon(self) -> None:
-        """Leaves the modules with the newest weights, after a program that did not finish."""
+    def rest(self) -> None:
+        """Leaves the modules with the newest weights: between two parts of a program, or after one that failed."""
         for stage in self.stages.values():
             stage.versions.show(stage.versions.newest)
+
+    def renumber(self, by: Mapping[int, int]) -> None:
+        """Adds to the numbers of all versions of each stage what `by` has for it."""
+        for number, stage in self.stages.items():
+            stage.versions.renumber(by[number])
 
     def bound(self, op: Op, call: Callable[[], None]) -> Callable[[], None]:
         """Returns `call`, the op bound to its handler, with the weights around it that the op computes with."""
         if op.kind not in _USES or op.stage not in self.stages:
             return call
-        stage, use = self.stages[op.stage], self._weights.uses[op.stage, op.microbatch]
-        if self._latest:
+        stage, use = self.stages[op.stage], self._table.uses[op.stage, op.microbatch]
+        if self._table.latest:
             moved = use.backward - use.forward
             if stage.discrepancy is None or op.kind not in _BACKWARD_USE or not moved:
                 return call
             return partial(_corrected, stage.discrepancy, moved, call)
         version = use.backward if op.kind in _BACKWARD_USE else use.forward
-        return partial(_with_version, stage.versions, version, call, forget=self._changes.get(op) == -1)
+        return partial(_with_version, stage.versions, version, call, forget=self._table.changes.get(op) == -1)
 
     def step(self, op: Op, divisors: Sequence[float]) -> None:
         """Does what the optimizer step `op` of the program says; the stage's gradients are summed.
@@ -161,8 +194,8 @@ class Stepping:
             op: an S.
             divisors: microbatch -> its part of what the gradients are divided by; empty for nothing.
         """
-        divisor = sum(divisors[i] for i in self._applied[op]) if divisors else 1.0
-        self.stages[op.stage].step(keep=self._changes.get(op) == +1, divisor=divisor or 1.0)
+        divisor = sum(divisors[i] for i in self._table.applied[op]) if divisors else 1.0
+        self.stages[op.stage].step(keep=self._table.changes.get(op) == +1, divisor=divisor or 1.0)
 
 
 def check_optimizer(schedule: Schedule, inside: InsideOptimizer) -> None:

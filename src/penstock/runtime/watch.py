@@ -43,6 +43,7 @@ class Watch:
         self._heard: dict[int, tuple[int, float, str]] = {}
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
+        self._around: tuple[dist.Store, str] | None = None
 
     def start(self) -> None:
         """Starts to beat; every rank has made its watch by then."""
@@ -51,12 +52,25 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name=f"penstock watch of rank {self.rank}", daemon=True)
         self._thread.start()
 
+    def surround(self, store: dist.Store, *, name: str) -> None:
+        """Takes part in what the failure of one pipeline means for others: that of data-parallel replicas.
+
+        Args:
+            store: where all of them tell of their failures.
+            name: of this rank's pipeline among them.
+        """
+        with self._lock:
+            own = store.clone()  # type: ignore[attr-defined]  # missing in torch's stub
+            own.set_timeout(timedelta(seconds=LOST_SECONDS))
+            self._around = (own, name)
+
     def close(self) -> None:
         """Stops the thread and tells the others that this rank left on purpose."""
         if not self._closed.is_set():
             self._closed.set()
             atexit.unregister(self.close)
-            if self._thread is not None:
+            # A pipeline that nobody holds any more is closed by whichever thread finds it: perhaps by this very one.
+            if self._thread is not None and self._thread is not threading.current_thread():
                 self._thread.join(timeout=GRACE_SECONDS)
             if self.report is None:
                 self._try_beat()
@@ -66,10 +80,24 @@ class Watch:
         with self._lock:
             try:
                 first = self._store.compare_set(_FAILED, "", f"rank {self.rank} {reason}").decode()
+                if self._around is not None:
+                    store, name = self._around
+                    store.compare_set(_FAILED, "", f"{name}: {first}")
             except RuntimeError:  # the store went down with the rank or launcher that held it
                 first = f"rank {self.rank} {reason}"
         self.report = self.report or first
         return self.report
+
+    def diagnose_replica(self, reason: str) -> str:
+        """Returns why a call over data-parallel replicas failed, after giving the culprit time to say so."""
+        deadline = time.monotonic() + GRACE_SECONDS
+        while time.monotonic() < deadline and self.report is None:
+            try:
+                self._read_failure()
+            except RuntimeError:  # the store went down with the rank or launcher that held it
+                break
+            time.sleep(0.05)
+        return self.report or self.fail(f"lost a data-parallel replica of its stages: {reason}")
 
     def diagnose(self, reason: str, *, peer: int) -> str:
         """Returns why a message from or to `peer` failed, after giving the culprit time to say so."""
@@ -143,6 +171,8 @@ class Watch:
         with self._lock:
             if self.report is None and self._store.check([_FAILED]):
                 self.report = self._store.get(_FAILED).decode()
+            if self.report is None and self._around is not None and self._around[0].check([_FAILED]):
+                self.report = self._around[0].get(_FAILED).decode()
 
     def _silent(self, rank: int, seconds: float) -> bool:
         return rank in self._heard and time.monotonic() - self._heard[rank][1] > seconds

@@ -12,7 +12,7 @@ weight as a copy (a cast under autocast) stays that of its forward under every r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -77,6 +77,24 @@ class WeightVersions:
         self.newest += 1
         self._shown = self.newest
         self._put(self.masters)
+
+    def renumber(self, by: int) -> None:
+        """Adds `by` to the numbers of all versions."""
+        self.newest, self._shown = self.newest + by, self._shown + by
+        self._kept = {version + by: memory for version, memory in self._kept.items()}
+
+    @property
+    def kept(self) -> dict[int, dict[str, torch.Tensor]]:
+        """Older versions that are still needed: number -> name -> tensor."""
+        return {version: dict(zip(self.names, memory, strict=True)) for version, memory in self._kept.items()}
+
+    def resume(self, newest: int, kept: Mapping[int, Mapping[str, torch.Tensor]]) -> None:
+        """Goes on from a saved state: what the module holds is version `newest`, and `kept` are the older ones."""
+        self.begin()
+        self.newest = self._shown = newest
+        self._kept = {
+            version: [memory[name].detach().clone() for name in self.names] for version, memory in kept.items()
+        }
 
     def take_grads(self) -> None:
         """Hands the module's gradients to the optimizer's parameters; the module has none afterwards."""

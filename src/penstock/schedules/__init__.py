@@ -16,6 +16,7 @@ from penstock.schedules.pipedream import pipedream
 from penstock.schedules.pipedream_2bw import pipedream_2bw
 from penstock.schedules.pipemare import pipemare
 from penstock.schedules.registry import ALIASES, SCHEDULES, Family, Given, Sizes, named_schedule
+from penstock.schedules.unbroken import unbroken
 from penstock.schedules.v_blocks import v_half, v_min, v_zb
 from penstock.schedules.wave import wave
 from penstock.schedules.zb_auto import zb_auto
@@ -47,6 +48,7 @@ __all__ = [
     "pipedream",
     "pipedream_2bw",
     "pipemare",
+    "unbroken",
     "v_half",
     "v_min",
     "v_zb",

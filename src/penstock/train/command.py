@@ -21,8 +21,8 @@ _CLEAR_LINE_AND_SHOW_CURSOR = "\r\x1b[2K\x1b[?25h"
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code of `penstock train` with these arguments.
 
-    In a plain shell it starts `pipeline.ranks` processes on this host and waits for them; under torchrun, on one
-    host or many, it is one of them.
+    In a plain shell it starts `pipeline.ranks` processes on this host, for each of `pipeline.replicas` copies, and
+    waits for them; under torchrun, on one host or many, it is one of them.
 
     Raises:
         UserError: a configuration, text, directory or checkpoint that cannot work; nothing has been started.
@@ -34,14 +34,15 @@ def main(argv: Sequence[str]) -> int:
     from penstock.train.resume import nothing_left
 
     config = _with_free_output(config)
-    check_everything(config, local_ranks=config.pipeline.ranks)
+    processes = config.pipeline.ranks * config.pipeline.replicas
+    check_everything(config, local_ranks=processes)
     if done := nothing_left(config):
         print(done)
         return 0
     path = _write_config(config)
     command = [sys.executable, "-m", "penstock", "train", str(path)]
     try:
-        return launch(command, ranks=config.pipeline.ranks, port=config.run.port, say=_say)
+        return launch(command, ranks=processes, port=config.run.port, say=_say)
     except UserError:
         path.unlink()  # nothing was started, so this is no run's directory
         raise
@@ -50,11 +51,7 @@ def main(argv: Sequence[str]) -> int:
 def _rank(config: Config) -> int:
     backend = "gloo" if config.run.device == "cpu" else "cpu:gloo,cuda:nccl"
     with worker(backend=backend) as me:
-        if me.world_size != config.pipeline.ranks:
-            raise ConfigError(
-                f"{me.world_size} processes were started and pipeline.ranks={config.pipeline.ranks}; "
-                f"start as many, or add --pipeline.ranks {me.world_size}"
-            )
+        _check_processes(config, me.world_size)
         if LAUNCHER_PID not in os.environ:
             config = _settle_output(config, me)
         from penstock.train.loop import train
@@ -65,6 +62,18 @@ def _rank(config: Config) -> int:
         else:
             train(config, me)
     return 0
+
+
+def _check_processes(config: Config, count: int) -> None:
+    ranks, replicas = config.pipeline.ranks, config.pipeline.replicas
+    if count == ranks * replicas:
+        return
+    copies = f" with pipeline.replicas={replicas}" if replicas > 1 else ""
+    way = f", or add --pipeline.ranks {count // replicas}" if count % replicas == 0 else ""
+    raise ConfigError(
+        f"{count} processes were started and pipeline.ranks={ranks}{copies}; start "
+        f"{'as many' if replicas == 1 else ranks * replicas}{way}"
+    )
 
 
 def _settle_output(config: Config, me: Worker) -> Config:

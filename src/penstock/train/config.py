@@ -29,6 +29,10 @@ class PipelineConfig:
     """Stages a rank; 0 takes the schedule's own number."""
     recompute: tuple[int, ...] = ()
     """Layers that run their forward again before their backward, counted from the embedding, 0."""
+    replicas: int = 1
+    """Copies of the pipeline, data-parallel, each of as many ranks; they share every batch."""
+    outermost: Literal["data", "pipeline"] = "data"
+    """What is outermost on the processes: whole copies side by side, or all copies of rank 0, then all of rank 1."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,8 @@ class DataConfig:
 class OptimizerConfig:
     """The optimizer and its learning-rate curve."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """Optimizer: adamw, or sgd with momentum betas[0]."""
+    name: Literal["adamw", "nadamw", "sgd"] = "adamw"
+    """Optimizer: adamw, nadamw with Nesterov's momentum, or sgd with momentum betas[0]."""
     learning_rate: float = 2e-3
     """Highest learning rate, reached when the warm-up ends."""
     warmup_steps: int = 30
@@ -76,7 +80,12 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     """Decay of the running mean and of the running square of the gradient."""
     clip_norm: float = 1.0
-    """Largest norm of the whole model's gradient; 0 does not clip."""
+    """Largest norm of the whole model's gradient, or under a schedule that steps inside of each stage's; 0 does not
+    clip."""
+    anneal_steps: int = 0
+    """For pipemare: steps over which a stage's learning rate rises from its delay's share to its own; 0 has none."""
+    discrepancy_decay: float = 0.0
+    """For pipemare: D of its discrepancy correction, e.g. 0.135; 0 does not correct."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ RANGES: dict[str, _Range] = {
     "pipeline.ranks": _Range(1),
     "pipeline.microbatches": _Range(1),
     "pipeline.chunks": _Range(0),
+    "pipeline.replicas": _Range(1),
     "model.layers": _Range(1),
     "model.width": _Range(2),
     "model.heads": _Range(1),
@@ -32,6 +33,8 @@ RANGES: dict[str, _Range] = {
     "optimizer.floor": _Range(0, 1),
     "optimizer.weight_decay": _Range(0),
     "optimizer.clip_norm": _Range(0),
+    "optimizer.anneal_steps": _Range(0),
+    "optimizer.discrepancy_decay": _Range(0, 0.999),
     "run.steps": _Range(1),
     "run.batch_size": _Range(1),
     "run.port": _Range(0, 65535),
@@ -86,10 +89,12 @@ def _width_divides(config: Config) -> None:
 
 
 def _batch_divides(config: Config) -> None:
-    size, parts = config.run.batch_size, config.pipeline.microbatches
+    layout, size = config.pipeline, config.run.batch_size
+    parts = layout.microbatches * layout.replicas
     if size % parts:
+        copies = f" on each of pipeline.replicas={layout.replicas}" if layout.replicas > 1 else ""
         raise ConfigError(
-            f"run.batch_size={size} does not divide into pipeline.microbatches={parts}; "
+            f"run.batch_size={size} does not divide into pipeline.microbatches={layout.microbatches}{copies}; "
             f"use e.g. run.batch_size={_round(size, parts)}"
         )
 

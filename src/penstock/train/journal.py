@@ -21,11 +21,11 @@ _SCALARS = ("loss", "grad_norm", "learning_rate", "tokens_per_second")
 
 
 class StepFigures(NamedTuple):
-    """One step in numbers."""
+    """One step in numbers; the norm is None where no rank knows that of the whole model."""
 
     step: int
     loss: float
-    grad_norm: float
+    grad_norm: float | None
     learning_rate: float
     tokens_per_second: float
 
@@ -69,6 +69,11 @@ class Journal:
             "train", total=config.run.steps, completed=first_step, loss=float("nan"), rate=0
         )
 
+    @property
+    def active(self) -> bool:
+        """Whether this rank keeps the record."""
+        return self._active
+
     def __enter__(self) -> Self:
         if self._active:
             self._progress.start()
@@ -90,9 +95,11 @@ class Journal:
         self._progress.update(self._task, completed=figures.step, loss=figures.loss, rate=figures.tokens_per_second)
         last = figures.step == self._config.run.steps
         if figures.step % self._config.log.every == 0 or last:
-            self._write_down(figures._asdict())
+            known = {name: value for name, value in figures._asdict().items() if value is not None}
+            self._write_down(known)
             for name in _SCALARS if self._tensorboard else ():
-                self._tensorboard.add_scalar(f"train/{name}", getattr(figures, name), figures.step)
+                if name in known:
+                    self._tensorboard.add_scalar(f"train/{name}", known[name], figures.step)
         if self._progress.disable and (figures.step % max(1, self._config.run.steps // _PLAIN_LINES) == 0 or last):
             self.say(
                 f"step {figures.step}/{self._config.run.steps}  loss {figures.loss:.3f}  "

@@ -5,21 +5,26 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from penstock.ir.steps import SYNCHRONOUS
 from penstock.runtime import Pipeline
+from penstock.runtime.replicas import replicas_of
 from penstock.train.agreement import check_alike
 from penstock.train.config import VOCABULARY, Config
-from penstock.train.data import Corpus, batch, held_out_batches, unigram_entropy
+from penstock.train.data import Batch, Corpus, batch, held_out_batches, unigram_entropy
 from penstock.train.generate import generate_symbols, readable
 from penstock.train.gpt import lm_loss
+from penstock.train.inside import follow_curve, notes, run_batches, stage_optimizer
 from penstock.train.journal import LOSSES_FILE, Journal, StepFigures
 from penstock.train.model import model_digest, model_of, seed_of, tokenizer_of
 from penstock.train.optimizers import build_optimizer, learning_rate, set_learning_rate
 from penstock.train.places import place_noted, position
-from penstock.train.planned import recompute_of, schedule_of
+from penstock.train.planned import asynchronous_schedule, recompute_of, schedule_of
 from penstock.train.prediction import prediction_text
 from penstock.train.preflight import check_everything
 from penstock.train.processes import Worker
@@ -43,17 +48,28 @@ def train(config: Config, me: Worker) -> None:
     pipe = _pipeline(config, me)
     me.report_position(lambda: position(pipe))
     check_alike(pipe, config, data_digest=corpus.digest, model_digest=model_digest(config))
-    optimizer = build_optimizer(config.optimizer, pipe.parameters())
+    asynchronous = pipe.schedule.weight_rule not in SYNCHRONOUS
+    optimizer = None if asynchronous else build_optimizer(config.optimizer, pipe.parameters())
     first_step = resume_state(resume, pipe, optimizer) if resume else 0
     begin = time.perf_counter()
-    with Journal(config, first_step=first_step, active=pipe.rank == 0, unit=corpus.unit) as journal:
+    with Journal(config, first_step=first_step, active=me.rank == 0, unit=corpus.unit) as journal:
         journal.say(pipe.summary())
+        if config.pipeline.replicas > 1:
+            journal.say(f"{config.pipeline.replicas} copies of it share each batch of {config.run.batch_size}")
         if resume:
             journal.say(f"resumed {resume} at step {first_step}")
             for change in changes_of_curve(config, resume):
                 journal.say(f"note: {change}; the curve does not go on as it would have")
+        for note in notes(config, pipe.schedule) if asynchronous else ():
+            journal.say(f"note: {note}")
         try:
-            checkpoint, loss = _steps(config, corpus, pipe, optimizer, journal=journal)
+            if optimizer is None:
+                follow_curve(config, pipe)
+                measured = partial(evaluate, config, corpus, pipe)
+                share = partial(_share, pipe)
+                checkpoint, loss = run_batches(config, corpus, pipe, journal=journal, evaluate=measured, share=share)
+            else:
+                checkpoint, loss = _steps(config, corpus, pipe, optimizer, journal=journal)
         except Exception as error:
             place = place_noted(error, pipe) or position(pipe)
             me.report_position(lambda: place)
@@ -89,13 +105,35 @@ def _pipeline(config: Config, me: Worker) -> Pipeline:
     return Pipeline(
         model_of(config),
         lm_loss,
+        mesh=_mesh(config),
         schedule=schedule_of(config.pipeline),
         num_microbatches=config.pipeline.microbatches,
         recompute=recompute_of(config),
         partition=config.pipeline.partition or None,
         device=device,
         seed=seed_of(config),
+        optimizer=None if asynchronous_schedule(config) is None else stage_optimizer(config),
+        discrepancy_decay=config.optimizer.discrepancy_decay or None,
     )
+
+
+def _mesh(config: Config) -> DeviceMesh | None:
+    """Returns the processes by copy of the pipeline and rank in it; None where there is one copy."""
+    layout = config.pipeline
+    if layout.replicas == 1:
+        return None
+    axes = {"dp_replicate": layout.replicas, "pp": layout.ranks}
+    names = tuple(axes) if layout.outermost == "data" else tuple(reversed(axes))
+    return init_device_mesh(config.run.device, tuple(axes[name] for name in names), mesh_dim_names=names)
+
+
+def _share(pipe: Pipeline, whole: Batch) -> Batch:
+    """Returns the part of a batch that this copy of the pipeline takes."""
+    replicas = replicas_of(pipe)
+    if replicas is None:
+        return whole
+    inputs, targets = (part.chunk(replicas.size)[replicas.index] for part in whole)
+    return inputs, targets
 
 
 def _steps(
@@ -109,13 +147,14 @@ def _steps(
     first = pipe.steps_done
     for step in range(first, config.run.steps):
         begin = time.perf_counter()
-        inputs, targets = batch(
+        whole = batch(
             corpus,
             step=step,
             batch_size=config.run.batch_size,
             context=config.model.context,
             seed=config.run.seed,
         )
+        inputs, targets = _share(pipe, whole)
         called = time.perf_counter()
         loss = pipe.step(inputs, targets)
         taken.append(time.perf_counter() - called)
@@ -145,13 +184,17 @@ def _due(step: int, every: int, last: int) -> bool:
 def _report(config: Config, pipe: Pipeline, journal: Journal, *, checkpoint: Path | None) -> None:
     """Prints where the time went and what was written. Every rank calls it."""
     timelines = pipe.trace(_TRACED_STEPS)
-    if pipe.rank != 0:
+    if not journal.active:
         return
     output = Path(config.run.output)
-    table, written = write_report(pipe.plan.proof.program, timelines, output)
-    journal.say(table)
-    places = {"checkpoint": checkpoint, "trace for Perfetto": written.trace, "picture": written.picture}
-    places |= {"timelines": written.timelines, "losses": output / LOSSES_FILE}
+    places = {"checkpoint": checkpoint}
+    if timelines:
+        table, written = write_report(pipe.plan.proof.program, timelines, output)
+        journal.say(table)
+        places |= {"trace for Perfetto": written.trace, "picture": written.picture, "timelines": written.timelines}
+    else:
+        journal.say("no timeline: too few batches followed one another for all ranks to be at work at once")
+    places |= {"losses": output / LOSSES_FILE}
     journal.say("\n".join(f"{name + ':':20}{path}" for name, path in places.items()))
 
 

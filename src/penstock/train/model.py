@@ -69,7 +69,13 @@ def check_model(config: Config) -> None:
     """
     if not config.model.hf:
         return
-    found = read_config(_path(config)).get_text_config()
+    whole = read_config(_path(config))
+    if getattr(whole, "is_encoder_decoder", False):
+        raise ConfigError(
+            f"model.hf={config.model.hf} is an encoder-decoder, and plain text has nothing for its encoder; use a "
+            "decoder, or Pipeline.from_pretrained in a loop of your own"
+        )
+    found = whole.get_text_config()
     tokenizer = tokenizer_of(config)
     symbols = VOCABULARY if tokenizer is None else int(tokenizer.get_vocab_size())
     if found.vocab_size < symbols:

@@ -12,7 +12,7 @@ from penstock.train.config import OptimizerConfig
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
-    """Returns AdamW or SGD; matrices are decayed, vectors are not."""
+    """Returns AdamW, NAdamW or SGD; matrices are decayed, vectors are not."""
     held = list(parameters)
     groups = [
         {"params": [p for p in held if p.dim() > 1], "weight_decay": config.weight_decay},
@@ -21,6 +21,8 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[Parameter]) ->
     groups = [group for group in groups if group["params"]]
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.betas[0])
+    if config.name == "nadamw":
+        return torch.optim.NAdam(groups, lr=config.learning_rate, betas=config.betas, decoupled_weight_decay=True)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
 
 

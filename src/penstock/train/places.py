@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from penstock.runtime import Pipeline
+from penstock.runtime.replicas import replicas_of
 from penstock.train.failures import Position
 
 
@@ -12,7 +13,9 @@ def position(pipe: Pipeline) -> Position:
     """Returns where this rank is. Called in another thread: the cursor may move on meanwhile."""
     cursor = pipe.cursor
     call, done = cursor.call, pipe.steps_done
-    waiting = f"rank {cursor.waiting_for}" if cursor.waiting_for >= 0 else None
+    replicas = replicas_of(pipe)
+    copy = "" if replicas is None else f" of replica {replicas.index}"
+    waiting = f"rank {cursor.waiting_for}{copy}" if cursor.waiting_for >= 0 else None
     if call:
         return _place(call, cursor.where, done, waiting)
     if not done:
@@ -28,6 +31,6 @@ def place_noted(error: Exception, pipe: Pipeline) -> Position | None:
 
 
 def _place(call: str, where: str, done: int, waiting: str | None = None) -> Position:
-    if call == "step":
+    if call in ("step", "run"):
         return Position(where, step=done + 1, waiting_for=waiting)
     return Position(f"{where} in {call}", step=done, waiting_for=waiting)

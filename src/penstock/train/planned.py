@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from penstock.errors import ConfigError
 from penstock.ir.schedule import Schedule
+from penstock.ir.steps import SYNCHRONOUS
 from penstock.planner.plan import Plan
 from penstock.schedules import named_schedule
 from penstock.train.config import Config, PipelineConfig
@@ -19,13 +20,16 @@ def with_plan(config: Config, plan: Plan) -> Config:
     Raises:
         ConfigError: degrees that this command does not run.
     """
-    for degree, remedy in (("tensor", "--tensor 1"), ("data", f"a cluster file of {plan.pipeline} devices")):
-        count = getattr(plan, degree)
-        if count > 1:
-            raise ConfigError(
-                f"the plan has {degree}={count}; penstock train runs one pipeline of whole layers, so make a plan with "
-                f"penstock plan and {remedy}"
-            )
+    if plan.tensor > 1:
+        raise ConfigError(
+            f"the plan has tensor={plan.tensor}; penstock train runs whole layers on each rank, so make a plan with "
+            "penstock plan and --tensor 1"
+        )
+    if plan.sharding:
+        raise ConfigError(
+            f"the plan has sharding={plan.sharding} (ZeRO {plan.sharding}); each copy of penstock train keeps its "
+            "parameters, gradients and optimizer state whole, so make a plan with penstock plan and --sharding 0"
+        )
     layout = PipelineConfig(
         ranks=plan.pipeline,
         schedule=plan.schedule,
@@ -33,8 +37,11 @@ def with_plan(config: Config, plan: Plan) -> Config:
         microbatches=plan.microbatches,
         partition=plan.partition,
         recompute=plan.recompute,
+        replicas=plan.data,
+        outermost=plan.outermost if plan.data > 1 else "data",
     )
-    return replace(config, pipeline=layout, run=replace(config.run, batch_size=plan.global_batch))
+    model, run = replace(config.model, context=plan.sequence), replace(config.run, batch_size=plan.global_batch)
+    return replace(config, pipeline=layout, model=model, run=run)
 
 
 def with_ends(config: Config, names: Sequence[str]) -> Config:
@@ -76,6 +83,23 @@ def schedule_of(layout: PipelineConfig) -> str | Schedule:
     return named_schedule(
         layout.schedule, num_ranks=layout.ranks, num_microbatches=layout.microbatches, num_chunks=layout.chunks
     )
+
+
+def asynchronous_schedule(config: Config) -> Schedule | None:
+    """Returns the schedule if it steps the weights inside, else None.
+
+    Raises:
+        ScheduleError: it is not defined for so many.
+        NotationError: a file that holds no schedule.
+    """
+    from penstock.runtime.auto import AUTO  # brings torch in
+    from penstock.runtime.plan import choose_schedule
+
+    layout = config.pipeline
+    if layout.schedule == AUTO:
+        return None
+    schedule = choose_schedule(schedule_of(layout), num_ranks=layout.ranks, num_microbatches=layout.microbatches)
+    return None if schedule.weight_rule in SYNCHRONOUS else schedule
 
 
 def recompute_of(config: Config) -> list[str] | None:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from penstock.errors import ConfigError
-from penstock.ir.steps import SYNCHRONOUS
+from penstock.ir.schedule import Schedule, WeightRule
 from penstock.partition import Partition
 from penstock.runtime.auto import AUTO
 from penstock.runtime.plan import check_runnable, choose_schedule
@@ -60,11 +60,7 @@ def check_layout(config: Config) -> None:
     schedule = choose_schedule(chosen, num_ranks=layout.ranks, num_microbatches=layout.microbatches)
     verify(schedule)
     check_runnable(schedule)
-    if schedule.weight_rule not in SYNCHRONOUS:
-        raise ConfigError(
-            f'pipeline.schedule="{layout.schedule}" steps the weights inside the schedule, and penstock train after '
-            "it; use one that leaves the step to the loop, e.g. one_f_one_b, or a Pipeline in a loop of your own"
-        )
+    check_delays(config, schedule)
     num_layers = len(layer_names(config))
     if layout.partition and not isinstance(layout.partition, str):
         sizes = Partition.of_sizes(layout.partition)
@@ -72,6 +68,17 @@ def check_layout(config: Config) -> None:
         sizes.check(num_layers, sizes.num_stages if whole else schedule.num_stages)
     else:
         Partition.uniform(num_layers, schedule.num_stages)
+
+
+def check_delays(config: Config, schedule: Schedule) -> None:
+    """Refuses PipeMare's rules where no backward meets newer weights than its forward."""
+    for key in ("anneal_steps", "discrepancy_decay"):
+        value = getattr(config.optimizer, key)
+        if value and schedule.weight_rule is not WeightRule.LATEST:
+            raise ConfigError(
+                f"optimizer.{key}={value} is a rule of pipemare, and pipeline.schedule is {schedule.name}; leave it 0, "
+                "or train with --pipeline.schedule pipemare"
+            )
 
 
 def check_device(config: Config, *, local_ranks: int) -> None:

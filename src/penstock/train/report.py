@@ -9,8 +9,12 @@ from rich.table import Table
 
 from penstock.costs import measured_costs
 from penstock.ir.program import Program
+from penstock.ir.schedule import Schedule
+from penstock.ir.steps import SYNCHRONOUS
 from penstock.notation.timelines import MEASURED, PLANNED, RECORDING_FILE, Recording, save_recording
+from penstock.schedules import unbroken
 from penstock.simulator import simulate
+from penstock.simulator.steady import simulate_steady
 from penstock.timeline import Timeline
 from penstock.view.perfetto import save_perfetto
 from penstock.view.picture import draw_timelines
@@ -39,11 +43,29 @@ def planned_and_measured(program: Program, timelines: list[Timeline]) -> dict[st
     }
 
 
+def steady_planned_and_measured(schedule: Schedule, measured: Timeline) -> dict[str, Timeline]:
+    """Returns the steady phase of batches without a flush in between: as planned, and as it was measured.
+
+    Planned is as for `planned_and_measured`, over about as long.
+
+    Raises:
+        UserError: fewer batches were measured than it takes until all ranks are at work.
+    """
+    batches = max(2, -(-len({span.op.microbatch for span in measured.spans}) // schedule.num_microbatches))
+    return {PLANNED: simulate_steady(schedule, measured_costs([measured]), batches=batches), MEASURED: measured}
+
+
 def write_report(program: Program, timelines: list[Timeline], output: Path) -> tuple[Table, Written]:
     """Returns the table of planned against measured bubble, and the files written into `output`."""
-    both = planned_and_measured(program, timelines)
+    schedule = program.schedule
+    if schedule.weight_rule in SYNCHRONOUS or schedule.placement.num_replicas > 1:
+        both = planned_and_measured(program, timelines)
+    else:
+        both = steady_planned_and_measured(schedule, timelines[-1])
+        last = max(span.op.microbatch for line in both.values() for span in line.spans)
+        schedule = unbroken(schedule, last // schedule.num_microbatches + 1)
     written = Written(output / RECORDING_FILE, output / "timeline.png", output / "trace.json")
-    save_recording(Recording(program.schedule, both), written.timelines)
+    save_recording(Recording(schedule, both), written.timelines)
     draw_timelines({"simulated" if name == PLANNED else name: line for name, line in both.items()}, written.picture)
     save_perfetto(both, written.trace)
     return bubble_table(both[PLANNED], both[MEASURED]), written

@@ -11,12 +11,14 @@ from penstock.checkpoint import Manifest, latest, read_manifest
 from penstock.errors import CheckpointError
 from penstock.train.config import Config
 from penstock.train.config_file import to_toml
+from penstock.train.planned import asynchronous_schedule
 
 MUST_AGREE = ("model.hf", "model.layers", "model.width", "model.heads", "run.dtype", "optimizer.name")
 """What the saved tensors presume, whether or not their shapes would show it."""
 
 CURVE = (
     "pipeline.microbatches",
+    "pipeline.replicas",
     "model.context",
     "model.dropout",
     "optimizer.learning_rate",
@@ -25,11 +27,22 @@ CURVE = (
     "optimizer.weight_decay",
     "optimizer.betas",
     "optimizer.clip_norm",
+    "optimizer.anneal_steps",
+    "optimizer.discrepancy_decay",
     "run.steps",
     "run.batch_size",
     "run.seed",
 )
 """What may be changed on purpose, but makes the run another one than if it had not been interrupted."""
+
+ASYNCHRONOUS_CURVE = (
+    "pipeline.ranks",
+    "pipeline.schedule",
+    "pipeline.partition",
+    "checkpoint.every",
+    "evaluate.every",
+)
+"""The same, where the schedule steps inside: how old gradients are, and where what is in flight is drained."""
 
 
 def checkpoint_root(config: Config) -> Path:
@@ -88,7 +101,8 @@ def check_same_run(config: Config, path: Path, *, data_digest: str) -> None:
 
 def changes_of_curve(config: Config, path: Path) -> list[str]:
     """Returns in words what was changed so that the run is not the one that was interrupted."""
-    return [f"{key} is {now}, it was {saved}" for key, saved, now in _differing(config, read_manifest(path), CURVE)]
+    keys = CURVE if asynchronous_schedule(config) is None else (*CURVE, *ASYNCHRONOUS_CURVE)
+    return [f"{key} is {now}, it was {saved}" for key, saved, now in _differing(config, read_manifest(path), keys)]
 
 
 def nothing_left(config: Config) -> str:

@@ -29,7 +29,8 @@ def plan_table(plans: Sequence[Plan]) -> Table:
         caption_style="dim",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        show_edge=False,
+        padding=0,
     )
     step, _, *_, memory = (heading.replace(" [", "\n[") for heading in _measures(plans))
     for heading in (

@@ -18,10 +18,14 @@ from penstock.runtime import watch
 
 watch.LOST_SECONDS, watch.GRACE_SECONDS, watch.PERIOD_SECONDS = 2.0, 1.0, 0.1
 what, culprit = arguments[0], int(arguments[1])
+DEADLINE_SECONDS = 1.5
 
 
 def befall() -> None:
     time.sleep(0.4)  # so that the others have heard where this rank is
+    if what == "slow":
+        time.sleep(4 * DEADLINE_SECONDS)
+        return
     if what == "raise":
         raise FloatingPointError("overflow")
     os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[what])
@@ -32,7 +36,7 @@ class Layer(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
-        if self.calls == 4 + 3 and rank == culprit and what in ("raise", "kill", "stop"):
+        if self.calls == 4 + 3 and rank == culprit and what in ("raise", "kill", "stop", "slow"):
             befall()
         return super().forward(x)
 
@@ -40,7 +44,10 @@ class Layer(nn.Linear):
 join(own_store=len(arguments) > 2)
 torch.manual_seed(0)
 pipe = ps.Pipeline(
-    nn.Sequential(*(Layer(6, 6) for _ in range(num_ranks))), mse, num_microbatches=4, timeout_seconds=300
+    nn.Sequential(*(Layer(6, 6) for _ in range(num_ranks))),
+    mse,
+    num_microbatches=4,
+    timeout_seconds=DEADLINE_SECONDS if what == "slow" else 300,
 )
 data = torch.ones(8, 6), torch.ones(8, 6)
 for step in range(3):

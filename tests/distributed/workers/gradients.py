@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from joined import join, rank, tell
+from joined import join, num_ranks, rank, tell
+from tests.models.traced_models import batch_of, loss_of
+from tests.models.traced_models import made as followed_model
 from tests.runtime.runs import SCHEDULES, grads_of, mse
 from tests.runtime.zoo import batch, made
 from torch import nn
@@ -16,8 +18,9 @@ import penstock as ps
 from penstock.errors import UserError
 from penstock.ir.dependencies import Value
 from penstock.ir.ops import OpKind, Transfer
+from penstock.runtime.distributed import DistributedTransport
 from penstock.runtime.links import Links
-from penstock.testing import reference_step
+from penstock.testing import reference_gradients, reference_step
 
 
 def claim(text: str, held: object, **facts: object) -> None:
@@ -40,6 +43,45 @@ def gradients() -> None:
                 loss = pipe.step(*step)
             claim(f"{schedule} gives the bits of {name}", same(pipe, oracle) and torch.equal(loss, expected))
             pipe.close()
+
+
+def followed() -> None:
+    """Models that are no list of layers: skips over stages, a block that runs twice, dicts, several outputs."""
+    targets = torch.linspace(0.2, 1, 4, dtype=torch.float64)
+    for name in ("UNet", "Tied", "TwoTowers", "Wrapped") if num_ranks == 2 else ("UNet",):
+        inputs = batch_of(name)
+        loss, grads = reference_gradients(followed_model(name), loss_of, inputs, targets, num_microbatches=2, seed=3)
+        for shared_memory in (True, False):
+            transport = DistributedTransport(timeout_seconds=30, shared_memory=shared_memory)
+            pipe = ps.Pipeline(followed_model(name), loss_of, transport=transport, num_microbatches=2, seed=3)
+            found = pipe.step(inputs, targets)
+            pipe.steps_done = 0  # the same random numbers again, with shapes that are known
+            again = pipe.step(inputs, targets)
+            own = {n: grad / 2 for n, grad in grads_of(pipe).items()}
+            worst = max([float((own[n] - grads[n]).abs().max() / grads[n].abs().max()) for n in own], default=0.0)
+            near = bool(own) and worst < 1e-12 and torch.equal(found, again) and abs(found / loss - 1) < 1e-12
+            way = "shared memory" if shared_memory else "gloo"
+            claim(f"{name} over {way} gives the unsplit gradients", near, worst=worst)
+            pipe.close()
+
+
+def boundaries() -> None:
+    """Whatever may pass between stages: None, numbers, text, truth values, tensors that need no gradient."""
+    for name in ("tuples", "plain_values", "no_gradient_needed", "passed_through"):
+        model = made(name)
+        oracle = copy.deepcopy(model)
+        pipe = ps.Pipeline(model, mse, num_microbatches=4, timeout_seconds=30)
+        for seed in (1, 2):
+            expected = reference_step(oracle, mse, *batch(8, seed=seed), num_microbatches=4)
+            loss = pipe.step(*batch(8, seed=seed))
+        claim(f"boundaries of {name} travel", same_or_zero(pipe, oracle) and torch.equal(loss, expected))
+        pipe.close()
+
+
+def same_or_zero(pipe: ps.Pipeline, oracle: nn.Module) -> bool:
+    """A gradient of zeros may stand where the unsplit model has none; a stage that passes on what it gets has none."""
+    expected, found = grads_of(oracle), grads_of(pipe)
+    return all(torch.equal(grad, expected.get(n, torch.zeros_like(grad))) for n, grad in found.items())
 
 
 def the_rest() -> None:
@@ -144,6 +186,9 @@ def memory() -> None:
 
 join()
 gradients()
+if num_ranks > 2:  # else some of them pass no rank
+    boundaries()
+followed()
 the_rest()
 disagreements()
 two_pipelines()

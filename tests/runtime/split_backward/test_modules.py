@@ -74,6 +74,30 @@ def test_a_checkpointed_block_is_recomputed_once_and_its_weights_still_wait(reen
     assert [block.forwards for block in twin] == [4, 4]  # two backwards: each a forward and one recomputation
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_torchs_own_attention_leaves_its_weights_for_w(batch_first: bool):
+    """Symptom: they had their gradients in I. Cause: the function is written in Python, and a mode that meets it as one
+    call does not see the products inside. To 1e-12, since what is inside has strided inputs."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(WIDTH, 4, 2 * WIDTH, dropout=0.0, batch_first=batch_first).double()
+    halves = split(layer, inputs().double(), backwards=2)
+    for name, expected in halves.full.items():
+        torch.testing.assert_close(halves.after_both[name], expected, rtol=1e-12, atol=1e-14, msg=name)
+    products = {"self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"}
+    assert set(halves.deferred) == products
+
+
+def test_attention_across_two_sequences_gives_its_gradients():
+    """Its packed weight is used in pieces, which autograd puts together: those of the way in come in I."""
+    torch.manual_seed(0)
+    layer = nn.TransformerDecoderLayer(WIDTH, 4, 2 * WIDTH, dropout=0.0, batch_first=True).double()
+    memory = torch.randn(2, 5, WIDTH, dtype=torch.float64)
+    halves = split(layer, inputs().double(), run=lambda module, x: module(x, memory))
+    for name, expected in halves.full.items():
+        torch.testing.assert_close(halves.after_both[name], expected, rtol=1e-12, atol=1e-14, msg=name)
+    assert "multihead_attn.out_proj.weight" in halves.deferred
+
+
 def test_blocks_compiled_one_by_one_give_their_gradients():
     """Compiled code keeps autograd's own nodes, so these gradients come at once; the rest waits."""
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), blocks(1)[0], nn.Linear(WIDTH, WIDTH))

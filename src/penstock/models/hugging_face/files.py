@@ -59,7 +59,9 @@ def read_config(path: Path) -> Any:
 
 
 def meta_model(config: Any, *, dtype: Any = None) -> Any:
-    """Returns the causal language model of a configuration, or of a directory's, on the meta device.
+    """Returns the language model of a configuration, or of a directory's, on the meta device.
+
+    It is the causal one, or the one that reads with an encoder where the configuration says so (T5, BART).
 
     Args:
         config: a configuration, or the path of one.
@@ -77,11 +79,13 @@ def meta_model(config: Any, *, dtype: Any = None) -> Any:
         raise ModelError(
             "the configuration is of a quantized model, which cannot be trained; give the original weights"
         )
+    paired = getattr(config, "is_encoder_decoder", False)
+    kind = transformers.AutoModelForSeq2SeqLM if paired else transformers.AutoModelForCausalLM
     try:
         with default_type, torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config, **({} if dtype is None else {"dtype": dtype}))
+            model = kind.from_config(config, **({} if dtype is None else {"dtype": dtype}))
     except ValueError as error:
-        raise ModelError(f"{type(config).__name__} makes no causal language model: {_first_line(error)}") from error
+        raise ModelError(f"{type(config).__name__} makes no language model: {_first_line(error)}") from error
     return model.to("meta")  # some constructors draw numbers of their own whatever the device
 
 

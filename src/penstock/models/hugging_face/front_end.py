@@ -13,10 +13,12 @@ from torch import nn
 from penstock.errors import ModelError
 from penstock.models.cut import CutModel
 from penstock.models.filling import fill, on_meta, private
+from penstock.models.hugging_face.call import UNCACHED, call_of
 from penstock.models.hugging_face.origin import Origin
-from penstock.models.hugging_face.plan import Parts, parts_of
+from penstock.models.hugging_face.parts import Parts
+from penstock.models.hugging_face.plan import parts_of
 from penstock.models.hugging_face.routers import unsplit_result, wants_routers
-from penstock.models.hugging_face.stage import UNCACHED, HuggingFaceStage
+from penstock.models.hugging_face.stage import HuggingFaceStage
 
 
 def is_hugging_face(model: Any) -> bool:
@@ -48,13 +50,15 @@ def from_hugging_face(model: Any) -> CutModel:
 
 
 def units_of(model: Any, parts: Parts) -> CutModel:
-    """Returns the units of a model whose parts are known; they are the model's own modules."""
-    names = parts.order(model)
-    if parts.tail:
-        names = [name for name in names if name not in parts.after[1:]]
-    units = {name: model.get_submodule(name) for name in names}
+    """Returns the units of a model whose parts are known; they are the model's own modules, or several in a list."""
+    units = {name: _unit(model, group) for name, group in parts.units(model).items()}
     stage, unsplit = partial(_stage, model, parts), partial(_unsplit, model)
     return CutModel(units, assemble=stage, unsplit=unsplit, origin=Origin(type(model), model.config))
+
+
+def _unit(model: nn.Module, group: tuple[str, ...]) -> nn.Module:
+    parts = [model.get_submodule(name) for name in group]
+    return parts[0] if len(parts) == 1 else nn.ModuleList(parts)
 
 
 def _check_wholly_on_meta(model: Any) -> None:
@@ -73,13 +77,12 @@ def _fill(model: nn.Module, stages: Sequence[nn.Module], seed: int | None) -> No
 
 def _unsplit(model: Any, value: Any) -> Any:
     """Returns what the model itself makes of a microbatch, in the form in which a pipeline gives it."""
-    call = value if isinstance(value, Mapping) else {model.main_input_name: value}
-    output = model(**call, **UNCACHED)
+    output = model(**call_of(model, value), **UNCACHED)
     if wants_routers(model):
         return unsplit_result(model, output)
     return output.logits if hasattr(output, "logits") else output[0]
 
 
 def _stage(model: Any, parts: Parts, units: Mapping[str, nn.Module], first_unit: int) -> HuggingFaceStage:
-    own = {name: model.get_submodule(name) for name in parts.whole(units)}
-    return HuggingFaceStage(model, parts, units=own, first_unit=first_unit)
+    own = {name: model.get_submodule(name) for name in parts.whole(model, units)}
+    return HuggingFaceStage(model, parts, units=own)

@@ -1,4 +1,4 @@
-"""The loss of causal language models as a pipeline takes it: per microbatch, weighted by tokens."""
+"""The losses of language models as a pipeline takes them: per microbatch, weighted by tokens."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from torch.nn import functional
 IGNORED = -100
 """The label of a position that counts for nothing, as in transformers."""
 
+Output = torch.Tensor | Mapping[str, torch.Tensor]
+"""Logits, or a dict of them and of an "aux_loss" to be added, as sparse models give it."""
 
-def causal_lm_loss(output: torch.Tensor | Mapping[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+
+def causal_lm_loss(output: Output, labels: torch.Tensor) -> torch.Tensor:
     """Returns the mean cross entropy of the next token, over the labels that are not ignored.
 
     With `weight_fn=token_count` a pipeline's loss is the mean over all tokens of the batch, however the ignored ones
@@ -23,20 +26,38 @@ def causal_lm_loss(output: torch.Tensor | Mapping[str, torch.Tensor], labels: to
         labels: (batch, length), the ids themselves; position t is predicted from those before it. -100 is ignored.
     """
     logits = output if isinstance(output, torch.Tensor) else output["logits"]
-    targets = labels[:, 1:]
-    total = functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float() if logits.dtype in _SHORT else logits[:, :-1].flatten(0, 1),
-        targets.flatten(),
-        ignore_index=IGNORED,
-        reduction="sum",
-    )
-    loss = total / (targets != IGNORED).sum().clamp(min=1)
+    loss = _mean(logits[:, :-1], labels[:, 1:])
     return loss if isinstance(output, torch.Tensor) else loss + output["aux_loss"]
+
+
+def seq2seq_loss(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Returns the mean cross entropy of an encoder-decoder, over the labels that are not ignored.
+
+    With `weight_fn=label_count` a pipeline's loss is the mean over all labels of the batch.
+
+    Args:
+        output: logits (batch, length, vocabulary).
+        labels: (batch, length), what the decoder is to give at each position: it reads them shifted. -100 is ignored.
+    """
+    return _mean(output, labels)
 
 
 def token_count(labels: torch.Tensor) -> float:
     """Returns how many labels of a microbatch count in `causal_lm_loss`: its weight."""
-    return float((labels[:, 1:] != IGNORED).sum())
+    return label_count(labels[:, 1:])
+
+
+def label_count(labels: torch.Tensor) -> float:
+    """Returns how many labels of a microbatch count in `seq2seq_loss`: its weight."""
+    return float((labels != IGNORED).sum())
+
+
+def _mean(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    rows = logits.flatten(0, 1)
+    total = functional.cross_entropy(
+        rows.float() if rows.dtype in _SHORT else rows, labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return total / (labels != IGNORED).sum().clamp(min=1)
 
 
 _SHORT = (torch.bfloat16, torch.float16)

@@ -12,8 +12,11 @@ from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
 from penstock.runtime.split_backward import linear, lookups  # noqa: F401  # they fill the table
+from penstock.runtime.split_backward.composites import COMPOSITES
 from penstock.runtime.split_backward.rules import RULES, Operands
 from penstock.runtime.split_backward.tape import Entry, Tape, Weights, accumulate
+
+_PLAIN = frozenset({Tensor, Parameter})
 
 
 class DeferWeightGradients(TorchFunctionMode):
@@ -42,6 +45,10 @@ class DeferWeightGradients(TorchFunctionMode):
                 if parameter is not None and _is_known(call.bias):
                     bias = call.bias if call.bias is not None and call.bias.requires_grad else None
                     return _defer(self._tape, Weights(rule, parameter, bias, swapped), call)
+        composite = COMPOSITES.get(func)
+        if composite is not None and _PLAIN.issuperset(types) and not torch.compiler.is_compiling():
+            with self:
+                return composite(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
