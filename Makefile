@@ -12,8 +12,7 @@ ARGS ?=
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
-# Without --no-compile pip would compile 15,000 files one by one, of which few are ever imported.
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --no-compile --constraint constraints.txt
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt
 READY_TO_RUN := $(VENV)/.ready-to-run
 READY_TO_CHECK := $(VENV)/.ready-to-check
 
