@@ -65,7 +65,7 @@ def test_wrong_options_are_refused_in_a_sentence(arguments: list[str], words: st
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("chunks", [[], ["-v", "2"]])
+@pytest.mark.parametrize("chunks", [[], pytest.param(["-v", "2"], marks=pytest.mark.slow)])
 def test_auto_simulates_what_no_named_schedule_of_as_many_stages_beats(chunks: list[str], capsys: Captured) -> None:
     """Costs: the weight gradient takes half as long as the others."""
     assert main(["simulate", "auto", "-p", "3", "-m", "6", "--weight-grad", "0.5", *chunks]) == 0

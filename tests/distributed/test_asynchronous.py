@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from tests.distributed.jobs import Job, run_jobs
 
 
+@pytest.mark.slow
 def test_replicas_follow_the_delay_rule_together_and_four_ranks_over_gloo_do_alone(tmp_path: Path) -> None:
     """A step of a version sums its microbatches over replicas: the rule with the samples of both in each microbatch."""
     ranks = run_jobs(tmp_path, {"asynchronous": Job("asynchronous.py", (), 4)}, patience_seconds=150)["asynchronous"]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from tests.distributed.jobs import Ended, Job, run_jobs
 
 NAMES = {
@@ -26,6 +27,7 @@ def test_every_kind_of_schedule_holds_over_gloo(tmp_path: Path) -> None:
         check(ranks, NAMES[name])
 
 
+@pytest.mark.slow
 def test_data_parallel_replicas_of_several_directions_sum_over_both(tmp_path: Path) -> None:
     jobs = {"replicated": Job("directions.py", ("replicated",), 4)}
     check(run_jobs(tmp_path, jobs)["replicated"], NAMES["replicated"])

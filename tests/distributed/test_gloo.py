@@ -12,7 +12,7 @@ def told(ranks: list[Ended]) -> list[dict]:
     return [line for rank in ranks for line in rank.lines]
 
 
-@pytest.mark.parametrize("num_ranks", [2, 4])
+@pytest.mark.parametrize("num_ranks", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_everything_holds_over_gloo_that_holds_over_loopback(num_ranks: int, tmp_path: Path):
     """Symptom at 4 ranks: no pipeline of more than two started. Cause: new_group names a group by how many the process
     is in, which differs between the ends and the middle of a pipeline."""

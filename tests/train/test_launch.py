@@ -112,7 +112,7 @@ def test_nothing_listens_beyond_loopback_and_only_the_launcher_hosts_a_store(
     assert all(len(_listening_addresses(process)) <= 1 for process in ranks.values())  # Gloo's own
 
 
-@pytest.mark.parametrize("whole_group", [False, True])
+@pytest.mark.parametrize("whole_group", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_ctrl_c_ends_ranks_blocked_in_gloo_with_one_line(start: Callable[..., Job], whole_group: bool) -> None:
     job = start(str(JOB), "hang")
     job.wait_for_ranks()
@@ -124,7 +124,7 @@ def test_ctrl_c_ends_ranks_blocked_in_gloo_with_one_line(start: Callable[..., Jo
     job.assert_nothing_left()
 
 
-@pytest.mark.parametrize("seconds", [0.7, 2.2])
+@pytest.mark.parametrize("seconds", [0.7, pytest.param(2.2, marks=pytest.mark.slow)])
 def test_ctrl_c_during_the_start_ends_it_with_one_line(start: Callable[..., Job], seconds: float) -> None:
     job = start(str(JOB), "hang")
     time.sleep(seconds)
@@ -157,7 +157,7 @@ def test_a_second_ctrl_c_kills_a_rank_that_cannot_leave(start: Callable[..., Job
     job.assert_nothing_left()
 
 
-@pytest.mark.parametrize("deed", ["hang", "swallow"])
+@pytest.mark.parametrize("deed", ["hang", pytest.param("swallow", marks=pytest.mark.slow)])
 def test_ranks_follow_a_killed_launcher(start: Callable[..., Job], deed: str) -> None:
     ranks = 2 if deed == "hang" else 1
     job = start(str(JOB), deed, str(ranks))
@@ -215,6 +215,7 @@ def test_a_rank_that_exits_without_a_word_is_named(start: Callable[..., Job]) ->
     job.assert_nothing_left()
 
 
+@pytest.mark.slow
 def test_the_same_command_runs_under_two_torchrun_agents(start: Callable[..., Job]) -> None:
     agents = [start(*_torchrun(port), str(JOB), "finish") for port in [_free_port()] for _ in range(2)]
     assert [agent.finish() for agent in agents] == [0, 0], agents[0].err.read_text()

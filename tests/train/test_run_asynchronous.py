@@ -11,6 +11,7 @@ from tests.train.runs import Run, held_out_losses, losses, options
 from penstock.cli.main import main
 
 
+@pytest.mark.slow
 def test_pipedream_trains_tells_its_losses_and_leaves_its_steady_phase_behind(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -79,6 +79,7 @@ def test_an_error_in_a_stage_is_told_with_rank_op_stage_and_microbatch(text: Pat
     assert trace[-2] == "ValueError: the head is off"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on file sizes stands for a full disk on Linux")
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_spares_the_earlier(text: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands for a full disk: the second checkpoint does not fit any more."""

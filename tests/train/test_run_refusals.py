@@ -202,6 +202,7 @@ def test_a_directory_that_is_no_checkpoint_of_ours(train: Train, text: Path, tmp
     _assert_refused(train(*words), 'has format "other"', "name a penstock checkpoint")
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_found_by_the_rank_that_reads_it(whole_run: Finished, text: Path, tmp_path: Path) -> None:
     """The one refusal that needs ranks: each of them verifies what it loads."""
     output = tmp_path / "run"

@@ -80,8 +80,7 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     """Decay of the running mean and of the running square of the gradient."""
     clip_norm: float = 1.0
-    """Largest norm of the whole model's gradient, or under a schedule that steps inside of each stage's; 0 does not
-    clip."""
+    """Largest norm of the model's gradient, or where a schedule steps inside of each stage's; 0 does not clip."""
     anneal_steps: int = 0
     """For pipemare: steps over which a stage's learning rate rises from its delay's share to its own; 0 has none."""
     discrepancy_decay: float = 0.0
