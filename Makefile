@@ -94,5 +94,4 @@ $(READY_TO_RUN): $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 $(READY_TO_CHECK): $(READY_TO_RUN)
 	@echo "penstock: adding the tools that check the code to $(VENV)"
 	@$(PIP) --editable '.[dev]'
-	@$(COMPILE)
 	@touch $@

@@ -134,6 +134,7 @@ def test_the_name_is_proven_simulated_drawn_compared_and_trains_as_the_unsplit_m
     run(copy, "-c", IN_THE_COPY)
 
 
+@pytest.mark.slow
 def test_the_pages_test_can_fail(copy: Path) -> None:
     file = copy / "src/penstock/schedules/half_1f1b.py"
     right = file.read_text(encoding="utf-8")

@@ -21,6 +21,7 @@ def check(ranks: list[Ended], names: list[str]) -> None:
             assert line["same"], line
 
 
+@pytest.mark.slow
 def test_every_kind_of_schedule_holds_over_gloo(tmp_path: Path) -> None:
     jobs = {"two": Job("directions.py", (), 2), "four": Job("directions.py", (), 4)}
     for name, ranks in run_jobs(tmp_path, jobs).items():

@@ -143,7 +143,7 @@ def held(pipe: ps.Pipeline, inputs: Tensor, targets: Tensor) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("make", [uneven, decoder])
+@pytest.mark.parametrize("make", [uneven, pytest.param(decoder, marks=pytest.mark.slow)])
 def test_peak_memory_is_within_a_tenth_of_what_a_run_holds(
     make: Callable[[], tuple[nn.Module, Tensor, Tensor, Loss]],
 ) -> None:

@@ -145,6 +145,7 @@ def test_sigterm_to_the_launcher_ends_all(start: Callable[..., Job]) -> None:
     job.assert_nothing_left()
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_kills_a_rank_that_cannot_leave(start: Callable[..., Job]) -> None:
     job = start(str(JOB), "close_files", "1")
     os.kill(job.wait_for_ranks(1)[0], signal.SIGSTOP)
@@ -181,6 +182,7 @@ def test_a_killed_rank_is_named_with_where_all_were(start: Callable[..., Job]) -
     job.assert_nothing_left()
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_that_swallows_every_exception_leaves_all_the_same(start: Callable[..., Job]) -> None:
     job = start(str(JOB), "swallow", "1")
     os.kill(job.wait_for_ranks(1)[0], signal.SIGTERM)
@@ -208,6 +210,7 @@ def test_another_error_is_printed_once_with_rank_and_traceback(start: Callable[.
     job.assert_nothing_left()
 
 
+@pytest.mark.slow
 def test_a_rank_that_exits_without_a_word_is_named(start: Callable[..., Job]) -> None:
     job = start(str(JOB), "exit_silently")
     assert job.finish() == 1
@@ -223,6 +226,7 @@ def test_the_same_command_runs_under_two_torchrun_agents(start: Callable[..., Jo
     assert sorted(sums) == [["0", "2"], ["1", "2"]]
 
 
+@pytest.mark.slow
 def test_under_torchrun_a_failure_is_told_on_both_hosts_and_ends_both(start: Callable[..., Job]) -> None:
     agents = [start(*_torchrun(port), str(JOB), "fail_apart") for port in [_free_port()] for _ in range(2)]
     for agent in agents:

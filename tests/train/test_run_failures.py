@@ -62,6 +62,7 @@ def test_a_rank_killed_in_a_step_is_told_with_where_both_were(text: Path, tmp_pa
     assert read_manifest(newest).step == 6
 
 
+@pytest.mark.slow
 def test_an_error_in_a_stage_is_told_with_rank_op_stage_and_microbatch(text: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     faults = _faults(tmp_path, "raise ValueError('the head is off')", step=3, microbatch=1)

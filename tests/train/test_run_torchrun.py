@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from tests.train.conftest import Finished
 from tests.train.runs import Run, losses, options
 from tests.train.test_launch import _free_port, _torchrun
@@ -32,6 +33,7 @@ def test_two_agents_train_as_one_launcher_does_and_spare_an_earlier_run(
     assert f"checkpoint:         {output}/checkpoints/step-00000010\n" in told[0]
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_is_told_once_per_host(text: Path, tmp_path: Path) -> None:
     one_host = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "penstock", "train")
     words = options(data__paths=text, run__output=tmp_path / "run", pipeline__ranks=3)
