@@ -45,10 +45,9 @@ from penstock.schedules import named_schedule
 from penstock.schedules.registry import SCHEDULES
 from penstock.train.config import ModelConfig
 from penstock.train.gpt import build_gpt, lm_loss
+from penstock.train.launch import KEEPS_MEMORY
 
 MICROBATCHES = 8
-KEEPS_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 31), "MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
-"""What glibc reads when a process starts."""
 
 
 class Case(NamedTuple):

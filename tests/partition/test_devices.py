@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
-from itertools import combinations, product
+from functools import cache, partial
 from random import Random
 
 import pytest
+from tests.partition.everything import Instance, least_step, random_row
 
 import penstock as ps
 from penstock.errors import PartitionError, UserError
 from penstock.partition import Balanced, LayerCosts, Partition, best_partition
-
-Instance = tuple[LayerCosts, ps.Schedule, ps.Cluster]
 
 
 def instance(seed: int) -> Instance:
@@ -20,9 +18,7 @@ def instance(seed: int) -> Instance:
     random = Random(seed)
     layers, p = random.randint(4, 5), random.choice((2, 3))
 
-    def row(low: int, high: int) -> list[float]:
-        return [float(random.randint(low, high)) for _ in range(layers)]
-
+    row = partial(random_row, random, layers)
     costs = LayerCosts(
         row(1, 9),
         row(1, 9),
@@ -45,18 +41,7 @@ SEEDS = (2, 3, 4, 6, 14, 15, 19, 20)
 
 @cache
 def brute_force(seed: int, *, recompute: bool) -> float | None:
-    """Returns the least step of all partitions, and of all choices of layers to run again, that fit their devices."""
-    costs, schedule, cluster = instance(seed)
-    best = None
-    for cut in combinations(range(1, costs.num_layers), schedule.num_stages - 1):
-        choices = product((False, True), repeat=costs.num_layers) if recompute else [(False,) * costs.num_layers]
-        for again in choices:
-            partition = Partition((0, *cut, costs.num_layers))
-            timeline = ps.simulate(schedule, costs.stage_costs(partition, again), cluster)
-            devices = zip(timeline.peak_memory, cluster.devices, strict=True)
-            if all(held <= device.memory_bytes for held, device in devices):
-                best = timeline.makespan if best is None else min(best, timeline.makespan)
-    return best
+    return least_step(instance(seed), recompute=recompute)
 
 
 @pytest.mark.parametrize("recompute", [False, True])

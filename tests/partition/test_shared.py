@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from itertools import combinations, product
+from functools import partial
+from itertools import combinations
 from random import Random
 
 import numpy as np
 import pytest
+from tests.partition.everything import Instance, least_step, random_row
 
 import penstock as ps
 from penstock.errors import PartitionError
-from penstock.partition import LayerCosts, Partition, best_partition
+from penstock.partition import LayerCosts, best_partition
 from penstock.partition.shared import covering
 
 NAMES = ("interleaved_1f1b", "zb_v", "wave")
 
 
-def instance(seed: int) -> tuple[LayerCosts, ps.Schedule, ps.Cluster]:
+def instance(seed: int) -> Instance:
     """Returns five layers, of later seeds six, as four stages on two unlike devices of little memory."""
     random = Random(seed)
     layers = 5 if seed < 6 else 6
 
-    def row(low: int, high: int) -> list[float]:
-        return [float(random.randint(low, high)) for _ in range(layers)]
-
+    row = partial(random_row, random, layers)
     costs = LayerCosts(
         row(1, 9),
         row(1, 9),
@@ -40,24 +40,10 @@ def instance(seed: int) -> tuple[LayerCosts, ps.Schedule, ps.Cluster]:
     return costs, schedule, ps.Cluster(devices, ((2, ps.Link(0.5, 4.0)),))
 
 
-def brute_force(seed: int, *, recompute: bool) -> float | None:
-    """Returns the least step of all partitions, and of all choices of layers to run again, that fit their devices."""
-    costs, schedule, cluster = instance(seed)
-    best = None
-    for cut in combinations(range(1, costs.num_layers), schedule.num_stages - 1):
-        for again in product((False, True), repeat=costs.num_layers) if recompute else [(False,) * costs.num_layers]:
-            staged = costs.stage_costs(Partition((0, *cut, costs.num_layers)), again)
-            timeline = ps.simulate(schedule, staged, cluster)
-            devices = zip(timeline.peak_memory, cluster.devices, strict=True)
-            if all(held <= device.memory_bytes for held, device in devices):
-                best = timeline.makespan if best is None else min(best, timeline.makespan)
-    return best
-
-
 @pytest.mark.parametrize("seed", range(9))
 def test_no_other_partition_that_fits_is_faster(seed: int) -> None:
     costs, schedule, cluster = instance(seed)
-    expected = brute_force(seed, recompute=False)
+    expected = least_step((costs, schedule, cluster), recompute=False)
     if expected is None:
         with pytest.raises(
             PartitionError, match=r"of the even one rank [01] takes .* bytes and has .*; allow recompute"
@@ -74,7 +60,7 @@ def test_no_other_partition_that_fits_is_faster(seed: int) -> None:
 @pytest.mark.parametrize("seed", (1, 2))
 def test_with_recompute_all_that_can_fit_fits_and_near_the_best_there_is(seed: int) -> None:
     costs, schedule, cluster = instance(seed)
-    expected = brute_force(seed, recompute=True)
+    expected = least_step((costs, schedule, cluster), recompute=True)
     if expected is None:
         with pytest.raises(PartitionError, match="use more ranks"):
             best_partition(costs, schedule, cluster=cluster, recompute=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -11,7 +10,7 @@ import tyro
 from rich.console import Console
 
 from penstock.cli.costs import CostOptions
-from penstock.cli.options import Microbatches, OptionalSeconds, OutputFile, Ranks, parse
+from penstock.cli.options import Microbatches, OptionalSeconds, OutputFile, Ranks, parse, read_json
 from penstock.cli.outputs import PictureOptions, say_written, write_timelines
 from penstock.costs import StageCosts
 from penstock.errors import UserError, nearest
@@ -170,10 +169,7 @@ def _report(console: Console, best: Optimized) -> None:
 
 
 def _read_costs(path: Path) -> dict[str, object]:
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
+    given = read_json(path)
     if not isinstance(given, dict):
         raise UserError(f'{path}: holds no object of costs; write e.g. {{"forward": [1, 2], "input_grad": [1, 2]}}')
     known = [field.name for field in fields(StageCosts)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from rich.console import Console
@@ -162,3 +163,15 @@ def _check_sizes(
     ):
         if asked not in (None, found):
             raise UserError(f"{option} {asked} contradicts {path}, which has {found}; leave {option} out for a file")
+
+
+def read_json(path: Path, *, remedy: str = "") -> Any:
+    """Returns what the JSON file at `path` holds.
+
+    Raises:
+        UserError: it cannot be read; `remedy` ends the sentence.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}{remedy}") from None

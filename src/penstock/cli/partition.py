@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from penstock.cli.options import Chunks, Microbatches, Ranks, parse, read_schedule
+from penstock.cli.options import Chunks, Microbatches, Ranks, parse, read_json, read_schedule
 from penstock.cluster import Cluster, Device, Link
 from penstock.errors import UserError, nearest
 from penstock.partition import Balanced, LayerCosts, best_partition
@@ -136,10 +135,7 @@ def _table(best: Balanced, costs: LayerCosts, ranks: tuple[int, ...]) -> Table:
 def _read_costs(path: Path) -> LayerCosts:
     if is_profile(path):
         return layer_costs(load_profile(path))
-    try:
-        given: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
+    given = read_json(path)
     known = [field.name for field in fields(LayerCosts)]
     if not isinstance(given, dict) or not isinstance(given.get("forward"), list):
         raise UserError(f'{path}: holds no layers; write e.g. {{"forward": [1, 1, 3], "input_grad": [1, 1, 3]}}')

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from penstock.cli.options import OutputFile, parse
+from penstock.cli.options import OutputFile, parse, read_json
 from penstock.cli.outputs import PictureOptions, say_written, write_timelines
 from penstock.errors import UserError
 from penstock.partition import LayerCosts
@@ -122,10 +122,7 @@ def _model(path: Path) -> object:
     if is_profile(path):
         profile = load_profile(path)
         return MeasuredLayers(layer_costs(profile), profile.microbatch_size)
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}; name a config.json or a profile") from None
+    given = read_json(path, remedy="; name a config.json or a profile")
     if not isinstance(given, dict):
         raise UserError(f"{path}: holds no object; name a config.json or a profile")
     if isinstance(given.get("forward"), list):

@@ -18,10 +18,11 @@ from statistics import median
 from penstock.cluster import Cluster
 from penstock.costs import StageCosts
 from penstock.errors import UserError
+from penstock.ir.halves import whole_backwards
 from penstock.ir.ops import OpKind
 from penstock.ir.program import Instruction, Program
 from penstock.profiler.prediction import Prediction
-from penstock.profiler.running import as_run, whole_backwards
+from penstock.profiler.running import as_run
 from penstock.profiler.stages import Parts, Seconds
 from penstock.simulator import simulate
 from penstock.timeline import Span, Timeline

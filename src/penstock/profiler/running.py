@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
+from penstock.ir.halves import whole_backwards
 from penstock.ir.ops import ORDERED, Op, OpKind
 from penstock.ir.program import Instruction, Program
-
-
-def whole_backwards(entries: Sequence[Instruction]) -> Iterator[int]:
-    """Yields the positions of a rank's I that run together with the W behind them."""
-    for position, (entry, following) in enumerate(pairwise(entries)):
-        if entry.kind == OpKind.I and following.kind == OpKind.W and following[1:] == entry[1:]:
-            yield position
 
 
 def as_run(program: Program) -> Program:

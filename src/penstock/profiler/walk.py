@@ -112,7 +112,9 @@ def _entering(bench: Workbench, given: Boundary) -> Boundary | None:
     """Returns what the stage before has given, or None where layers between the two are left out."""
     if given.spec != bench.given.spec:
         return None
-    return Boundary(given.spec, tuple(each.clone() for each in given.tensors)) if bench.writes_input else given
+    if bench.work.writes_input is False:
+        return given
+    return Boundary(given.spec, tuple(each.clone() for each in given.tensors))
 
 
 def _detached(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:

@@ -103,17 +103,11 @@ class Workbench:
         self.work = StageWork(module, loss_fn=loss[0] if loss else None)
         self._known: BoundarySpec | None = None
         self._starts: tuple[Tensor, ...] = ()
-        self._ran = False
 
     @property
     def has_loss(self) -> bool:
         """Whether what F gives is a loss."""
         return self._loss is not None
-
-    @property
-    def writes_input(self) -> bool:
-        """Whether F may write into what enters: it has done so, or has not run yet."""
-        return self.work.writes_input or not self._ran
 
     @property
     def output(self) -> BoundarySpec | None:
@@ -146,7 +140,6 @@ class Workbench:
             boundary = boundary_of(output, known=self._known)
             self._known, kept = boundary.spec, boundary.tensors
         work.keep(microbatch, leaves, kept)
-        self._ran = True
         return kept
 
     def starts(self, kept: Sequence[Tensor]) -> list[Tensor]:

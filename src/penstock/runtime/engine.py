@@ -10,6 +10,7 @@ import torch
 
 from penstock.errors import RankFailedError, ScheduleError
 from penstock.ir.dependencies import Value, ValueKind, carried, message
+from penstock.ir.halves import whole_backwards
 from penstock.ir.ops import COMPUTE, RECEIVES, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Instruction
 from penstock.runtime.boundary import flatten, unflatten
@@ -28,14 +29,10 @@ from penstock.verifier import Proof, receive_slots
 
 
 def split_microbatches(entries: Sequence[Instruction]) -> frozenset[tuple[int, int, int]]:
-    """Returns (stage, microbatch, replica) of the backwards that a rank's program splits.
-
-    An I with its own W right behind it, no message between them, is no split: it runs as one full backward.
-    """
+    """Returns (stage, microbatch, replica) of the backwards that a rank's program splits, `whole_backwards` apart."""
+    wholes = set(whole_backwards(entries))
     return frozenset(
-        entry[1:4]
-        for entry, following in zip(entries, [*entries[1:], None], strict=True)
-        if entry.kind == OpKind.I and not (following and following.kind == OpKind.W and following[1:] == entry[1:])
+        entry[1:4] for position, entry in enumerate(entries) if entry.kind == OpKind.I and position not in wholes
     )
 
 

@@ -42,13 +42,16 @@ class StageWork:
     Args:
         module: the stage's layers.
         loss_fn: set on the last stage only: (output, target) -> scalar loss of the microbatch.
+
+    Attributes:
+        writes_input: whether a forward writes into what enters the stage; None until a training forward has shown it.
     """
 
     def __init__(self, module: Stage, *, loss_fn: LossFunction | None) -> None:
         self.module = module
         self.loss_fn = loss_fn
         self._in_flight: dict[int, _InFlight] = {}
-        self._writes_input: bool | None = None  # as the first training forward shows
+        self.writes_input: bool | None = None
         self._tape = Tape()
         self._deferring = DeferWeightGradients(self._tape)
         self._deferred: dict[int, list[Entry]] = {}
@@ -66,11 +69,6 @@ class StageWork:
         """Adds `by` to the number of every microbatch in flight."""
         self._in_flight = {i + by: kept for i, kept in self._in_flight.items()}
         self._deferred = {i + by: kept for i, kept in self._deferred.items()}
-
-    @property
-    def writes_input(self) -> bool:
-        """Whether a forward has written into what entered the stage."""
-        return bool(self._writes_input)
 
     def forget(self) -> None:
         """Drops all microbatches in flight, after a step that did not finish."""
@@ -94,13 +92,13 @@ class StageWork:
             for leaf, (_, _, needs_grad) in zip(leaves, spec.tensors, strict=True):
                 if needs_grad:
                     leaf.requires_grad_()
-        if not training or self._writes_input is False:
+        if not training or self.writes_input is False:
             return leaves, self.forward(unflatten(spec, leaves), split=split)
         shields = tuple(_shielded(leaf) if leaf.requires_grad else leaf for leaf in leaves)
         versions = [shield._version for shield in shields]
         output = self.forward(unflatten(spec, shields), split=split)
-        if self._writes_input is None:
-            self._writes_input = any(shield._version != old for shield, old in zip(shields, versions, strict=True))
+        if self.writes_input is None:
+            self.writes_input = any(shield._version != old for shield, old in zip(shields, versions, strict=True))
         return leaves, output
 
     def keep(self, microbatch: int, leaves: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> None:

@@ -90,29 +90,25 @@ class Watch:
 
     def diagnose_replica(self, reason: str) -> str:
         """Returns why a call over data-parallel replicas failed, after giving the culprit time to say so."""
-        deadline = time.monotonic() + GRACE_SECONDS
-        while time.monotonic() < deadline and self.report is None:
-            try:
-                self._read_failure()
-            except RuntimeError:  # the store went down with the rank or launcher that held it
-                break
-            time.sleep(0.05)
+        self._await_report()
         return self.report or self.fail(f"lost a data-parallel replica of its stages: {reason}")
 
     def diagnose(self, reason: str, *, peer: int) -> str:
         """Returns why a message from or to `peer` failed, after giving the culprit time to say so."""
+        self._await_report(peer)
+        return self.report or self.fail(f"lost rank {peer}: {reason}. {self._where(peer)}")
+
+    def _await_report(self, peer: int | None = None) -> None:
+        """Waits a while for somebody's report; no longer once `peer` has fallen silent."""
         deadline = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < deadline and self.report is None:
             try:
                 self._read_failure()
             except RuntimeError:  # the store went down with the rank or launcher that held it
-                break
-            if self._silent(peer, PERIOD_SECONDS * 4):
-                break
+                return
+            if peer is not None and self._silent(peer, PERIOD_SECONDS * 4):
+                return
             time.sleep(0.05)
-        if self.report is not None:
-            return self.report
-        return self.fail(f"lost rank {peer}: {reason}. {self._where(peer)}")
 
     def _run(self) -> None:
         while not self._closed.wait(PERIOD_SECONDS):

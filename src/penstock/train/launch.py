@@ -29,7 +29,7 @@ __all__ = ["is_worker", "launch"]
 
 _SIGNAL_NAMES = {signal.SIGINT: "Ctrl-C"}
 
-_KEEPS_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 31), "MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
+KEEPS_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 31), "MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
 """What glibc reads when a process starts: memory that is freed stays the process's, up to these bytes.
 
 Every step asks for the same memory again, and each page that had been given back costs a fault.
@@ -162,7 +162,7 @@ def _rank_environment(ranks: int) -> dict[str, str]:
         "GLOO_SOCKET_IFNAME": loopback,
         "NCCL_SOCKET_IFNAME": loopback,
     }
-    defaults = {"OMP_NUM_THREADS": str(max(1, _usable_cores() // ranks)), **_KEEPS_MEMORY}
+    defaults = {"OMP_NUM_THREADS": str(max(1, _usable_cores() // ranks)), **KEEPS_MEMORY}
     return environment | {name: value for name, value in defaults.items() if name not in os.environ}
 
 
