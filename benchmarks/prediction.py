@@ -2,18 +2,18 @@
 
 python benchmarks/prediction.py [--models tiny d256 llama linear] [--schedules gpipe one_f_one_b …] [--rounds 9]
 
-Two processes, one core and one thread each, messages through shared memory. For each model rounds take turns: both
-ranks profile its layers, host and messages (`penstock.profile`), then every schedule runs a step, in one order or the
-other. So a moment in which the machine is slow is slow for all of them. No time of a run enters its prediction.
+Two processes, one core and one thread each, messages through shared memory. For each model, round after round, both
+ranks profile its layers, host and messages (`penstock.profile`), a few schedules run a step each, both ranks profile
+again, the next few run, and so on. A step is set beside its prediction from the two profiles around it: machines like
+this one are a third slower in one minute than in another. No time of a run enters its prediction.
 
 The ranks keep the memory that they free, as allocators of GPUs do: given back to the system and taken again, each page
 of it would cost a fault, in which steps and profiles differ.
 
-- `error`: the predicted step by the median of the measured ones, less 1.
+- `error`: the predicted step by the measured one, less 1; the median over the rounds.
 - `compute transfer waiting host`: what the difference is made of (`penstock.profiler.causes`), in % of the step.
-  `compute` is drift: the same layers took more or less than when they were profiled.
-- `replay`: the program simulated with the medians of its own ops, host and messages by the measured step, less 1: what
-  is left when the profile is right.
+  `compute` is drift: the same layers took more or less than when they were profiled. `waiting` is what is left of the
+  error when the program is simulated with the medians of its own ops, host and messages.
 - `memory`: predicted peak by the measured one on the rank where they differ most, less 1. Measured: parameters, receive
   buffers, and every allocation of one step.
 """
@@ -48,6 +48,8 @@ from penstock.train.gpt import build_gpt, lm_loss
 from penstock.train.launch import KEEPS_MEMORY
 
 MICROBATCHES = 8
+BETWEEN_PROFILES = 7
+"""Schedules that run between two profiles."""
 
 
 class Case(NamedTuple):
@@ -95,17 +97,16 @@ CASES: dict[str, Callable[[], Case]] = {
 
 
 class Line(NamedTuple):
-    """One row of the matrix."""
+    """One row of the matrix: a schedule's steps, and how far the predicted peak was off."""
 
     model: str
     schedule: str
-    found: Causes
-    replay: float
+    steps: list[Causes]
     memory: float
 
-    @property
-    def error(self) -> float:
-        return self.found.predicted / self.found.measured - 1
+    def off(self, cause: str) -> float:
+        """Returns how much of a step a cause is, or how far the prediction is off: the median over steps."""
+        return statistics.median(getattr(each, cause) / each.measured for each in self.steps) - (cause == "predicted")
 
 
 def synchronous(case: Case) -> list[str]:
@@ -142,30 +143,44 @@ def _case(name: str, options: argparse.Namespace) -> list[Line]:
         for each in names
     }
     memory = {each: _warm_up(pipe, case) for each, pipe in pipes.items()}
+    steps: dict[str, list[Causes]] = {each: [] for each in pipes}
     profiles: list[ps.Profile] = []
-    seconds: dict[str, list[float]] = {each: [] for each in pipes}
-    for number in range(options.rounds):
+
+    def profile() -> None:
         profiles.append(
             ps.profile(*one, loss_fn=case.loss, transport=transport, seconds=options.seconds, recompute=False)
         )
-        for each in reversed(pipes) if number % 2 else pipes:
-            _step(pipes[each], case)  # caches are those of this schedule
-            dist.barrier()
-            seconds[each].append(_step(pipes[each], case))
-    profile = merged(profiles)
+
+    profile()
+    for number in range(options.rounds):
+        order = names[:: -1 if number % 2 else 1]
+        for start in range(0, len(order), BETWEEN_PROFILES):
+            some = order[start : start + BETWEEN_PROFILES]
+            seconds = {}
+            for each in some:
+                _step(pipes[each], case)  # caches are those of this schedule
+                transport.gather(torch.zeros(1))  # they begin together
+                seconds[each] = _step(pipes[each], case)
+            profile()
+            for each in some:
+                expected = _predicted(merged(profiles[-2:]), pipes[each])
+                program = pipes[each].plan.proof.program
+                steps[each].append(causes(expected, program, pipes[each].trace(), step_seconds=[seconds[each]]))
     lines = []
     for each, pipe in pipes.items():
-        program = pipe.plan.proof.program
-        expected = ps.predict(profile, program, partition=pipe.plan.partition)
-        found = causes(expected, program, pipe.trace(options.rounds), step_seconds=seconds[each])
+        expected = _predicted(merged(profiles), pipe)
         rows: list[float] = [0.0, 0.0]
         dist.all_gather_object(rows, memory[each])
         off = max((wanted / held - 1 for wanted, held in zip(expected.peak_bytes, rows, strict=True)), key=abs)
-        lines.append(Line(name, each, found, -found.waiting / found.measured, off))
+        lines.append(Line(name, each, steps[each], off))
         if dist.get_rank() == 0:
             _print(lines[-1])
     transport.close()
     return lines
+
+
+def _predicted(profile: ps.Profile, pipe: ps.Pipeline) -> ps.Prediction:
+    return ps.predict(profile, pipe.plan.proof.program, partition=pipe.plan.partition)
 
 
 def _warm_up(pipe: ps.Pipeline, case: Case) -> float:
@@ -192,26 +207,25 @@ def _clear(pipe: ps.Pipeline) -> None:
         parameter.grad = None
 
 
-_HEADING = (
-    "model    schedule          predicted   measured    error   compute transfer waiting    host   replay  memory"
-)
+_HEADING = "model    schedule          predicted   measured    error   compute transfer waiting    host   memory"
 
 
 def _print(line: Line) -> None:
-    found = line.found
-    parts = (found.compute, found.transfer, found.waiting, found.host)
+    predicted, measured = (
+        statistics.median(getattr(each, which) for each in line.steps) for which in ("predicted", "measured")
+    )
+    parts = "".join(f"{line.off(cause):+8.1%}" for cause in ("compute", "transfer", "waiting", "host"))
     print(
-        f"{line.model:8} {line.schedule:17} {found.predicted * 1e3:7.2f} ms {found.measured * 1e3:7.2f} ms "
-        f"{line.error:+8.1%}  " + "".join(f"{part / found.measured:+8.1%}" for part in parts) + f" {line.replay:+8.1%} "
-        f"{line.memory:+7.1%}",
+        f"{line.model:8} {line.schedule:17} {predicted * 1e3:7.2f} ms {measured * 1e3:7.2f} ms "
+        f"{line.off('predicted'):+8.1%}  {parts} {line.memory:+8.1%}",
         flush=True,
     )
 
 
 def _summary(lines: Sequence[Line]) -> None:
     for what, errors in (
-        ("step", [abs(line.error) for line in lines]),
-        ("step, by its own ops", [abs(line.replay) for line in lines]),
+        ("step", [abs(line.off("predicted")) for line in lines]),
+        ("step, by its own ops", [abs(line.off("waiting")) for line in lines]),
         ("memory", [abs(line.memory) for line in lines]),
     ):
         print(f"{what:22} median {statistics.median(errors):6.1%}   worst {max(errors):6.1%}   of {len(errors)}")

@@ -293,17 +293,38 @@ def test_a_wait_ends_when_another_rank_is_known_to_have_failed(ends):
         receiver.recv(torch.empty(3)).wait()
 
 
-def test_a_rank_that_waits_uses_no_core_and_says_for_whom():
+def test_a_rank_that_waits_for_long_uses_no_core():
     def receiver(lane: ReceiveLane) -> None:
         used = time.process_time()
         lane.recv(torch.empty(3)).wait()
-        assert time.process_time() - used < 0.03, "of a second"
+        assert time.process_time() - used < 0.1, "of a second"
 
     def sender(lane: SendLane, _: int) -> None:
         time.sleep(1)
         lane.send(torch.zeros(3))
 
     assert in_child(receiver, sender) == 0
+
+
+def test_a_rank_stays_awake_while_nobody_else_wants_its_core(ends, monkeypatch: pytest.MonkeyPatch):
+    sender, receiver = ends
+    turns = iter(range(500))
+    monkeypatch.setattr(os, "sched_yield", lambda: next(turns) == 300 and sender.send(torch.ones(3)))
+    monkeypatch.setattr(semaphore, "wait", lambda *_: pytest.fail("it slept"))
+    monkeypatch.setattr(lanes, "_AWAKE_SECONDS", 20.0)
+    monkeypatch.setattr(lanes, "_TAKEN_SECONDS", 20.0)
+    receiver.recv(torch.empty(3)).wait()
+    assert next(turns) == 301
+
+
+def test_a_rank_sleeps_where_somebody_else_wants_its_core(ends, monkeypatch: pytest.MonkeyPatch):
+    sender, receiver = ends
+    yielded: list[float] = []
+    monkeypatch.setattr(os, "sched_yield", lambda: yielded.append(time.sleep(0.002) or 0.0))
+    monkeypatch.setattr(semaphore, "wait", lambda count, _: sender.send(torch.ones(3)) and semaphore.take(count))
+    for _ in range(lanes._SELDOM):
+        receiver.recv(torch.empty(3)).wait()
+    assert len(yielded) == 2, "it asks once to find out, and again at the eighth wait"
 
 
 def test_nothing_is_left_of_lanes_that_were_closed_or_dropped():

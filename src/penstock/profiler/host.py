@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from statistics import median
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from statistics import fmean, median
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +18,31 @@ from penstock.runtime.pipeline import Pipeline
 from penstock.runtime.stage_work import boundary_of
 from penstock.runtime.transport import Transport
 from penstock.schedules import gpipe, interleaved_1f1b
+from penstock.timeline import Timeline
 
 _STEPS = 24
 _CHUNKS, _MICROBATCHES = 4, 8
+_BEYOND_CACHES = 4 << 20
+"""Bytes that leave nothing else in the caches of a core."""
 _REDUCED_BYTES, _REDUCED = 4 << 20, 16
 """Bytes and number of the gradients of a stage that several ranks hold."""
 
 
 class Scale(nn.Module):
-    """Next to nothing."""
+    """Next to nothing.
 
-    def __init__(self) -> None:
+    Args:
+        passes: bytes that it passes through beside, so that the runtime's own are no longer in the core's caches.
+    """
+
+    def __init__(self, passes: int = 0) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.ones(()))
+        self._beside = torch.zeros(passes // 4)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x times a parameter."""
+        self._beside.add_(1)
         return x * self.factor
 
 
@@ -47,27 +58,38 @@ def host_costs(transport: Transport | None) -> HostCosts:
 
 
 def _op_seconds(transport: LoopbackTransport) -> float:
-    """Returns what the engine takes for an op that neither sends nor receives, beside the stage's work."""
-    layers = nn.Sequential(*(Scale() for _ in range(_CHUNKS)))
-    schedule = interleaved_1f1b(1, _MICROBATCHES, num_chunks=_CHUNKS)
-    pipe = Pipeline(layers, _loss, transport=transport, schedule=schedule)
-    inputs = torch.zeros(_MICROBATCHES, 1)
+    """Returns what the engine takes for an op that neither sends nor receives, beside the stage's work.
+
+    Between ops that is the time from one's end to the next one's start, where both pass through memory as layers do.
+    """
+    layers = [Scale() for _ in range(_CHUNKS)]
     bench = Workbench(layers[1], boundary_of(torch.zeros(1, 1, requires_grad=True)))  # type: ignore[arg-type]
-    each, alone = [], []
-    for step in range(_STEPS):
+    within, alone = [], []
+    for timeline in _timelines(layers, transport, steps=_STEPS):
+        taken = walk([bench], time.perf_counter, split=False)[0]
+        alone.append((taken["forward"] + taken["backward"]) / 2)
+        within.append(fmean(span.end - span.start for span in timeline.spans))
+    cold = _timelines([Scale(_BEYOND_CACHES) for _ in range(_CHUNKS)], transport, steps=_STEPS // 4)
+    between = [after.start - before.end for timeline in cold for before, after in pairwise(timeline.spans)]
+    # A difference of two small times: the least of each, because what else runs on the core only adds to them.
+    return max(0.0, min(within) - min(alone)) + median(between)
+
+
+def _timelines(layers: Sequence[Scale], transport: LoopbackTransport, *, steps: int) -> Iterator[Timeline]:
+    """Yields the timelines of steps on one rank, but for the first quarter."""
+    schedule = interleaved_1f1b(1, _MICROBATCHES, num_chunks=_CHUNKS)
+    pipe = Pipeline(nn.Sequential(*layers), _loss, transport=transport, schedule=schedule)
+    inputs = torch.zeros(_MICROBATCHES, 1)
+    for step in range(steps):
         pipe.step(inputs, inputs)
         (timeline,) = pipe.trace(1)
-        taken = walk([bench], time.perf_counter, split=False)[0]
-        if step >= _STEPS // 4:
-            each.append(timeline.makespan / len(timeline.spans))
-            alone.append((taken["forward"] + taken["backward"]) / 2)
-    # A difference of two small times: the least of each, because what else runs on the core only adds to them.
-    return min(each) - min(alone)
+        if step >= steps // 4:
+            yield timeline
 
 
 def _step_seconds(transport: Transport) -> float:
     """Returns what a step takes from call to return, beside its program."""
-    layers = nn.Sequential(*(Scale() for _ in range(transport.num_ranks)))
+    layers = nn.Sequential(*(Scale(_BEYOND_CACHES) for _ in range(transport.num_ranks)))
     pipe = Pipeline(layers, _loss, transport=transport, schedule=gpipe(transport.num_ranks, 2))
     inputs = torch.zeros(2, 1)
     taken = []

@@ -1,8 +1,8 @@
 """Each kind of layer measured: its ops in rounds that take turns, so that a busy moment is busy for all of them.
 
 Every layer runs as a stage of its own, in walks through all of them (`walk`). What an op takes however many layers
-its stage has (the runtime's handling, autograd's start, what a model's forward prepares) is found by a stage of two
-that runs again and again, beside its two layers doing the same: overhead = t(one) + t(other) - t(both).
+its stage has (the runtime's handling, autograd's start, what a model's forward prepares) is found by walks through the
+same layers joined to a few stages, which take that much less for each layer that is not a stage's first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
-from statistics import median, quantiles
+from itertools import pairwise
+from statistics import fmean, median, quantiles
 from typing import Any, NamedTuple
 
 import torch
@@ -70,9 +71,8 @@ def measured_layers(subject: Subject, *, seconds: float) -> tuple[tuple[LayerPro
     """
     with ExitStack() as stack:
         walked = {index: _benches(subject, index, 1, stack) for index in _walked(subject)}
-        pair = _pair(subject)
-        apart = [] if pair is None else [*_of_kinds(subject, walked, pair), _benches(subject, pair, 2, stack)]
-        rounds, alone = _measure(walked, apart, subject, seconds)
+        joined = {held: _benches(subject, held.start, len(held), stack) for held in _joined(list(walked))}
+        rounds, together = _measure(walked, joined, subject, seconds)
         firsts = {subject.placed[index].kind: index for index in reversed(walked)}
         bytes_of = {kind: _bytes(walked[index], subject.device) for kind, index in firsts.items()}
     found = {kind: Measured(_merged(rounds, subject.placed, kind), *held) for kind, held in bytes_of.items()}
@@ -82,7 +82,7 @@ def measured_layers(subject: Subject, *, seconds: float) -> tuple[tuple[LayerPro
         new = [parameter for parameter in layer.parameters() if id(parameter) not in seen]
         seen |= {id(parameter) for parameter in new}
         layers.append(_layer(name, placed, found[placed.kind], new))
-    return tuple(layers), _overhead(alone)
+    return tuple(layers), _overhead(rounds, together)
 
 
 def _walked(subject: Subject) -> list[int]:
@@ -97,22 +97,13 @@ def _walked(subject: Subject) -> list[int]:
     return chosen
 
 
-def _of_kinds(subject: Subject, walked: Mapping[int, _Benches], pair: int) -> list[_Benches]:
-    """Returns the benches of layers like those of the pair."""
-    kinds = [subject.placed[index].kind for index in (pair, pair + 1)]
-    return [next(benches for index, benches in walked.items() if subject.placed[index].kind == kind) for kind in kinds]
-
-
-def _pair(subject: Subject) -> int | None:
-    """Returns the first of two neighbours by which the overhead is found: alike and small, for the least noise."""
-    placed = subject.placed
-    if len(placed) < 2:
-        return None
-    sizes = [sum(p.numel() for p in layer.parameters()) for layer in subject.model.layers.values()]
-    return min(
-        range(len(placed) - 1),
-        key=lambda index: (placed[index].kind != placed[index + 1].kind, sizes[index] + sizes[index + 1]),
-    )
+def _joined(walked: Sequence[int]) -> list[range]:
+    """Returns stages of several layers each: the two halves of every row of neighbours, as of a short pipeline."""
+    starts = [index for index in walked if index - 1 not in walked]
+    stops = [index + 1 for index in walked if index + 1 not in walked]
+    rows = list(zip(starts, stops, strict=True))
+    halves = [half for start, stop in rows for half in pairwise((start, (start + stop + 1) // 2, stop))]
+    return [range(start, stop) for start, stop in halves if stop - start > 1]
 
 
 class _Benches(NamedTuple):
@@ -132,21 +123,21 @@ def _benches(subject: Subject, first: int, count: int, stack: ExitStack) -> _Ben
 
 
 def _measure(
-    walked: Mapping[int, _Benches], apart: Sequence[_Benches], subject: Subject, seconds: float
-) -> tuple[list[dict[int, Round]], list[list[Round]]]:
-    """Returns the rounds of the walked layers by index, and of each of `apart` by itself."""
+    walked: Mapping[int, _Benches], joined: Mapping[range, _Benches], subject: Subject, seconds: float
+) -> tuple[list[dict[int, Round]], list[dict[range, Round]]]:
+    """Returns the rounds of the walked layers by index, and of the joined ones by their indices."""
     clock = clock_of(subject.device)
-    rounds, alone = [], []
+    rounds, together = [], []
     end = time.perf_counter() + seconds
     for count in range(_WARM_UP + _MOST):
         if count >= _WARM_UP + _FEWEST and time.perf_counter() > end:
             break
         taken = dict(zip(walked, _round(list(walked.values()), clock), strict=True))
-        each_alone = [_round([benches], clock)[0] for benches in apart]
+        at_once = dict(zip(joined, _round(list(joined.values()), clock), strict=True))
         if count >= _WARM_UP:
             rounds.append(taken)
-            alone.append(each_alone)
-    return rounds, alone
+            together.append(at_once)
+    return rounds, together
 
 
 def _round(stages: Sequence[_Benches], clock: Clock) -> list[Round]:
@@ -159,11 +150,11 @@ def _round(stages: Sequence[_Benches], clock: Clock) -> list[Round]:
 
 
 def _merged(rounds: Sequence[Mapping[int, Round]], placed: Sequence[Placed], kind: int) -> list[Round]:
-    """Returns the rounds of a kind: of each op the median over the layers of that kind that were walked."""
+    """Returns the rounds of a kind: of each op the mean over the layers of that kind that were walked."""
     merged: list[Round] = []
     for each in rounds:
         alike = [taken for index, taken in each.items() if placed[index].kind == kind]
-        merged.append({name: median(taken[name] for taken in alike) for name in alike[0]})
+        merged.append({name: fmean(taken[name] for taken in alike) for name in alike[0]})
     return merged
 
 
@@ -171,13 +162,18 @@ def _bytes(benches: _Benches, device: torch.device) -> tuple[Kept, Kept | None]:
     return kept_by(benches.plain, device), kept_by(benches.again, device) if benches.again else None
 
 
-def _overhead(alone: Sequence[Sequence[Round]]) -> OpTimings:
-    """Returns t(one) + t(other) - t(both) of each op, from rounds of these three."""
-    if not alone[0]:
+def _overhead(rounds: Sequence[Mapping[int, Round]], together: Sequence[Mapping[range, Round]]) -> OpTimings:
+    """Returns what an op of joined layers takes less than those of the layers apart, for each that joins."""
+    if not together[0]:
         return OpTimings()
+    joints = sum(len(held) - 1 for held in together[0])
+
+    def saved(name: str, apart: Mapping[int, Round], joined: Mapping[range, Round]) -> float:
+        return sum(sum(apart[index][name] for index in held) - found[name] for held, found in joined.items()) / joints
+
     return _timings(
-        lambda name: _timing([one[name] + other[name] - both[name] for one, other, both in alone]),
-        [each[0] for each in alone],
+        lambda name: _timing([saved(name, *each) for each in zip(rounds, together, strict=True)]),
+        [next(iter(each.values())) for each in together],
     )
 
 

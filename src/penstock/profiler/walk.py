@@ -11,7 +11,7 @@ Each letter stands for all stages, in model order for F, from the last for the o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import median
+from statistics import fmean
 from typing import NamedTuple
 
 from torch import Tensor
@@ -20,7 +20,7 @@ from penstock.profiler.workbench import Clock, Workbench
 from penstock.runtime.stage_work import Boundary, backward_in_one_thread
 
 Round = Mapping[str, float]
-"""Name of an op -> its seconds: the median over a round's microbatches."""
+"""Name of an op -> its seconds: the mean over a round's microbatches, since a step is a sum of ops."""
 
 _WHOLE = (("F", 0), ("F", 1), ("B", 0), ("F", 2), ("B", 1), ("B", 2))
 _SPLIT = (("F", 0), ("F", 1), ("I", 0), ("F", 2), ("I", 1), ("W", 0), ("I", 2), ("W", 1), ("W", 2))
@@ -60,7 +60,7 @@ def walk(benches: Sequence[Workbench], clock: Clock, *, split: bool, prefix: str
     for bench in benches:
         bench.work.finish()
         bench.clear()
-    return [{f"{prefix}{name}": median(seconds) for name, seconds in each.items()} for each in noted]
+    return [{f"{prefix}{name}": fmean(seconds) for name, seconds in each.items()} for each in noted]
 
 
 class _Walk:

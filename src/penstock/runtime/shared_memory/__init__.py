@@ -16,8 +16,9 @@ Why nothing is left behind: the memory has no name. It comes from memfd_create, 
 connection whose address, in Linux's abstract namespace, is no file either. When both processes are gone, so is it. The
 size limit of /dev/shm does not apply.
 
-A process that waits sleeps in the kernel. Where the last such wait was short it first asks for a few dozen
-microseconds, since to wake a core takes as long. The connection stays open: when its other end closes, the other
+A process that waits asks again and again at first, for as long as a bubble lasts: a core that was let go computes
+several per cent slower for milliseconds after. It gives way to whoever else wants the core, and where somebody did it
+sleeps in the kernel at once, as it does after 50 ms. The connection stays open: when its other end closes, the other
 process has gone or left.
 """
 

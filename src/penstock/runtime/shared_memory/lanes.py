@@ -30,11 +30,14 @@ MOST_BYTES = 1 << 26
 _MESSAGES = 4
 """Messages of the largest size so far that a ring is made for: two boundaries of two tensors."""
 
-_SPIN_SECONDS = 60e-6
-"""How long a wait asks before it sleeps: what it takes to wake a sleeping core."""
+_AWAKE_SECONDS = 0.05
+"""How long a wait asks before it sleeps, where nobody else wants the core: one that slept computes slowly at first."""
+
+_TAKEN_SECONDS = 1e-3
+"""Between two questions so much time passes only where somebody else had the core."""
 
 _SELDOM = 8
-"""Of so many waits one asks although the last one that did asked in vain, as where ranks share a core."""
+"""Of so many waits one asks although the last one that did found the core wanted, as where ranks share one."""
 
 _LOOK_SECONDS = 0.1
 """How often one that sleeps looks whether the other end is still there."""
@@ -67,7 +70,7 @@ class Patience:
     timeout_seconds: float
     stuck: set[SendLane] = field(default_factory=set)
     _waits: int = 0
-    _asking: bool = False
+    _alone: bool = True
 
     def take(self, count: int, lane: _Lane) -> None:
         """Takes one from the semaphore at address `count`, waiting for the other end of `lane`.
@@ -78,34 +81,43 @@ class Patience:
         if semaphore.take(count):
             return
         begin = time.perf_counter()
-        self._waits += 1
-        if (self._asking or self._waits % _SELDOM == 0) and self._asked(count, begin + _SPIN_SECONDS):
-            return
         cursor = self.watch.cursor
         cursor.waiting_for = lane.peer
+        self._waits += 1
+        if not ((self._alone or self._waits % _SELDOM == 0) and self._asked(count, lane, begin)):
+            self._sleep(count, lane, begin)
+        cursor.waiting_for = -1
+
+    def _asked(self, count: int, lane: _Lane, begin: float) -> bool:
+        """Returns whether it came while this rank kept asking; notes whether anybody else wants the core."""
+        self._alone = True
+        now = begin
+        while now - begin < _AWAKE_SECONDS:
+            if semaphore.take(count):
+                return True
+            self._push_others(lane)
+            os.sched_yield()  # lets other threads and processes have their turn
+            before, now = now, time.perf_counter()
+            if now - before > _TAKEN_SECONDS:
+                self._alone = False
+                break
+        return False
+
+    def _sleep(self, count: int, lane: _Lane, begin: float) -> None:
+        """Returns once it has come; looks meanwhile whether it still can."""
         looked = begin
         while not semaphore.wait(count, _PUSH_SECONDS if self.stuck else _LOOK_SECONDS):
-            for other in [other for other in self.stuck if other is not lane]:
-                other.push()
+            self._push_others(lane)
             now = time.perf_counter()
             if now - looked >= _LOOK_SECONDS:
                 looked = now
                 if self._look(count, lane, now - begin):
                     break
-        cursor.waiting_for = -1
 
-    def _asked(self, count: int, until: float) -> bool:
-        """Returns whether it came while this rank kept asking; notes whether to ask the next time.
-
-        It does not give the core away: what else runs there would keep it for milliseconds, while one that sleeps
-        gets it back at once.
-        """
-        self._asking = False
-        while time.perf_counter() < until:
-            if semaphore.take(count):
-                self._asking = True
-                break
-        return self._asking
+    def _push_others(self, lane: _Lane) -> None:
+        """Goes on with sends that found no room, but for those of `lane`."""
+        for other in [other for other in self.stuck if other is not lane]:
+            other.push()
 
     def _look(self, count: int, lane: _Lane, waited: float) -> bool:
         """Returns whether what was waited for has come at the last moment; raises where it will not come."""
