@@ -9,6 +9,7 @@ import torch
 from tests.runtime.runs import SCHEDULES, Counting, mse
 from tests.runtime.zoo import WIDTH, batch, frozen_start, made
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import penstock as ps
 
@@ -128,3 +129,22 @@ def test_a_step_keeps_no_batch_alive():
         assert not any(reference() is not None for reference in references[-2:])
 
     ps.run_ranks(rank, 1, timeout_seconds=20)
+
+
+def test_a_loss_does_not_hold_on_to_the_memory_it_stands_in():
+    """Symptom: the last stage held bytes of all outputs. Cause: mse_loss gives a number in a buffer of terms."""
+    kept: list[StorageWeakRef] = []
+    alive: list[int] = []
+
+    def loss_fn(output: Tensor, target: Tensor) -> Tensor:
+        alive.append(sum(not storage.expired() for storage in kept))
+        loss = nn.functional.mse_loss(output, target)
+        kept.append(StorageWeakRef(loss.untyped_storage()))
+        return loss
+
+    def rank(transport: ps.LoopbackTransport) -> None:
+        pipe = ps.Pipeline(nn.Sequential(nn.Linear(WIDTH, WIDTH)), loss_fn, transport=transport, num_microbatches=8)
+        pipe.step(*batch(8, torch.float32))
+
+    ps.run_ranks(rank, 1, timeout_seconds=20)
+    assert alive == [0] * 8

@@ -361,7 +361,7 @@ class Engine:
                 batch.outputs[op.microbatch] = unflatten(spec, [links.apart(tensor) for tensor in tensors])
                 return
             loss = way.work.loss(output, batch.targets[op.microbatch])
-            batch.losses[op.microbatch] = loss.detach()
+            batch.note_loss(op.microbatch, loss.detach())
             kept: tuple[torch.Tensor, ...] = (loss,)
         else:
             boundary = boundary_of(output, known=links.known_spec(value))

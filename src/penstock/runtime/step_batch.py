@@ -39,6 +39,10 @@ class StepBatch:
     losses: dict[int, torch.Tensor] = field(default_factory=dict)
     outputs: dict[int, Any] = field(default_factory=dict)
 
+    def note_loss(self, microbatch: int, loss: torch.Tensor) -> None:
+        """Keeps a loss; a copy where it stands in the memory of more, such as the output's terms of mse_loss."""
+        self.losses[microbatch] = loss.clone() if loss.untyped_storage().nbytes() > loss.nbytes else loss
+
     def mean_loss(self) -> torch.Tensor:
         """Returns Σ loss_i · w_i / Σ w in fp64, on the device of the losses, without waiting for it.
 
