@@ -33,6 +33,7 @@ def reference_step(  # noqa: PLR0913  # the arguments of a Pipeline and of its s
     weight_fn: WeightFunction | None = None,
     seed: int | None = None,
     step: int = 0,
+    first_microbatch: int = 0,
     batch_rules: Mapping[str, BatchRule] | None = None,
 ) -> torch.Tensor:
     """Returns the loss of one step of the unsplit model itself: gradients are added to `.grad`, buffers move.
@@ -48,6 +49,8 @@ def reference_step(  # noqa: PLR0913  # the arguments of a Pipeline and of its s
         weight_fn: as for Pipeline.
         seed: as for Pipeline.
         step: number of the step, a key of its random numbers.
+        first_microbatch: number of the first microbatch, likewise: r · m where the batch is that of data-parallel
+            replica r.
         batch_rules: as for Pipeline.
     """
     rules = BatchRules(batch_rules)
@@ -61,7 +64,7 @@ def reference_step(  # noqa: PLR0913  # the arguments of a Pipeline and of its s
     forward = _unsplit(model, seed=seed, step=step)
     losses = []
     for number, (microbatch, answer) in enumerate(zip(microbatches, answers, strict=True)):
-        loss = loss_fn(forward(microbatch, number), answer)
+        loss = loss_fn(forward(microbatch, first_microbatch + number), answer)
         scale = weights[number] / total
         if loss.requires_grad:
             (loss * scale).backward()

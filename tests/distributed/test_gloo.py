@@ -34,7 +34,11 @@ def test_everything_holds_over_gloo_that_holds_over_loopback(num_ranks: int, tmp
 
 
 def test_replicas_have_the_gradient_of_all_their_samples_and_stay_equal(tmp_path: Path):
-    lines = told(run_jobs(tmp_path, {"replicas": Job("replicas.py", (), 4)})["replicas"])
+    told_by_all = told(run_jobs(tmp_path, {"replicas": Job("replicas.py", (), 4)})["replicas"])
+    dropped = [line["dropped"] for line in told_by_all if "dropped" in line]
+    assert len(dropped) == 4
+    assert max(dropped) < 1e-12, "each replica drops what one process drops in these microbatches"
+    lines = [line for line in told_by_all if "dropped" not in line]
     assert len(lines) == 4 * 3
     for line in lines:
         assert line["worst"] < 1e-12

@@ -6,19 +6,21 @@ import copy
 import json
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import penstock as ps
 from penstock.errors import CheckpointError, HandshakeError, ModelError
 from penstock.models.hugging_face import causal_lm_loss, files, meta_model
 from penstock.models.hugging_face.classes import CANNOT
+from penstock.models.hugging_face.directory import read_tensors
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -196,7 +198,10 @@ def test_an_index_that_leads_out_of_the_directory_or_nowhere_is_refused(tmp_path
     saved(tmp_path, "llama")
     index = tmp_path / "model.safetensors.index.json"
     whole = json.loads(index.read_text())
-    for name, said in (("../outside.safetensors", "only its own"), ("missing.safetensors", "cannot be opened")):
+    for name, said in (
+        ("../outside.safetensors", "only its own"),
+        ("missing.safetensors", "lacks missing.safetensors, of the"),
+    ):
         other = copy.deepcopy(whole)
         other["weight_map"]["model.norm.weight"] = name
         index.write_text(json.dumps(other))
@@ -207,6 +212,53 @@ def test_an_index_that_leads_out_of_the_directory_or_nowhere_is_refused(tmp_path
     assert "has no model.norm.weight" in refused(tmp_path)
     index.write_text("[]")
     assert "is no index" in refused(tmp_path)
+
+
+def changed(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
+    """A directory of a tiny Llama with its tensors changed, in one file."""
+    tiny("llama", dtype=torch.float32).save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_file_that_the_index_names_and_that_is_not_there_is_named_on_every_rank(tmp_path: Path):
+    saved(tmp_path, "llama")
+    parts = sorted(tmp_path.glob("model-*.safetensors"))
+    parts[1].unlink()
+    assert f"lacks {parts[1].name}, of the {len(parts)} files that model.safetensors.index.json" in refused(
+        tmp_path, p=2
+    )
+
+
+def test_layers_that_the_configuration_does_not_have_are_not_left_out_unasked(tmp_path: Path):
+    def one_more(tensors: dict[str, Tensor]) -> None:
+        tensors |= {n.replace(".3.", ".4."): t.clone() for n, t in tensors.items() if n.startswith("model.layers.3.")}
+
+    said = refused(changed(tmp_path, one_more))
+    assert "holds model.layers.4." in said
+    assert "has no model.layers.4; a part of a larger model is not loaded unasked" in said
+
+
+def test_other_tensors_without_a_place_are_left_out_with_a_warning(tmp_path: Path):
+    folder = changed(tmp_path, lambda tensors: tensors.update({"value_head.weight": torch.ones(1)}))
+    files_of = files.weight_files(folder)
+    model = meta_model(folder)
+    norm = {"model.norm.weight": torch.empty(32)}
+    with pytest.warns(
+        UserWarning, match=r"holds 1 tensors that LlamaForCausalLM has no place for.*: value_head.weight"
+    ):
+        assert read_tensors(model, folder, files_of, norm) == {"model.norm.weight"}
+
+
+def test_whole_numbers_are_not_taken_for_weights(tmp_path: Path):
+    name = "model.layers.0.mlp.up_proj.weight"
+    for number, kind in enumerate((torch.int8, torch.float8_e4m3fn)):
+        folder = changed(
+            tmp_path / str(number), lambda tensors, kind=kind: tensors.update({name: tensors[name].to(kind)})
+        )
+        assert f"has {name} as {str(kind)[6:]}, which is not rounded to the model's float" in refused(folder)
 
 
 def test_weights_of_another_model_than_the_configuration_are_refused_on_every_rank(tmp_path: Path):

@@ -63,7 +63,6 @@ def check(
     p: int,
     schedule: str = "one_f_one_b",
     loss_of: Loss = CAUSAL,
-    tolerance: float = 1e-12,
     **more: Any,
 ):
     logits, loss, grads = unsplit(model, inputs, labels, loss_of)
@@ -84,13 +83,13 @@ def check(
 
     found: dict[str, Tensor] = {}
     for out, each, own in ps.run_ranks(rank, p, timeout_seconds=60):
-        torch.testing.assert_close(out, logits, rtol=tolerance, atol=tolerance / 10)
-        torch.testing.assert_close(each.double(), loss, rtol=tolerance, atol=0)
+        torch.testing.assert_close(out, logits, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(each.double(), loss, rtol=1e-12, atol=0)
         found |= own
     assert found.keys() >= grads.keys()
     for name, grad in grads.items():
         error = (found[name] - grad).norm() / grad.norm().clamp(min=1e-300)
-        assert error < tolerance, f"{name}: {error}"
+        assert error < 1e-12, f"{name}: {error}"
 
 
 @pytest.mark.parametrize("model_type", FEW)

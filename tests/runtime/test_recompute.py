@@ -1,5 +1,7 @@
 """Activation checkpointing composes with every schedule: the bits of the run without it, one more forward a block."""
 
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 import penstock as ps
 from penstock.errors import ModelError
+from penstock.runtime import own_stages
+from penstock.runtime.owners import copy_of
 from penstock.runtime.recompute import Recompute
 
 WIDTH = 6
@@ -117,3 +121,55 @@ def test_what_cannot_be_recomputed_is_said_at_the_start(choice: Any, words: str)
 
     for text in ps.run_ranks(rank, 2, timeout_seconds=20):
         assert words.replace("\\", "") in text
+
+
+def test_a_copy_is_made_before_its_original_is_changed(monkeypatch: pytest.MonkeyPatch):
+    """Symptom: one run in many ended with an AssertionError without words, inside torch's checkpointing.
+
+    Cause: of two threads that share a stage one copied the modules while the other registered its hooks on them.
+    """
+    hooked: list[bool] = []
+
+    def slow_copy(stage: Any) -> Any:
+        deadline = time.monotonic() + (0.2 if threading.current_thread().name == "rank 1" else 0.0)
+        while time.monotonic() < deadline and not any(part._forward_pre_hooks for part in stage.modules()):
+            time.sleep(0.01)
+        hooked.append(any(part._forward_pre_hooks for part in stage.modules()))
+        return copy_of(stage)
+
+    monkeypatch.setattr(own_stages, "copy_of", slow_copy)
+    whole = model(2)
+
+    def rank(transport: ps.LoopbackTransport) -> None:
+        ps.Pipeline(whole, mse, transport=transport, schedule="dualpipe", num_microbatches=4, recompute="full", seed=1)
+
+    ps.run_ranks(rank, 2, timeout_seconds=20)
+    assert hooked == [False, False]
+
+
+def parts_of(pipe: ps.Pipeline) -> list[Part]:
+    return [part for work in pipe._stages.values() for part in work.module.modules() if isinstance(part, Part)]
+
+
+def test_a_second_pipeline_of_the_same_modules_recomputes_what_it_says():
+    """Symptom: without recompute= it recomputed all the same; a copy's statistics counted microbatches twice.
+
+    Cause: hooks stay on the modules, and go with them into copies, but they acted on what they were registered on.
+    """
+    whole = model(2)
+
+    def rank(transport: ps.LoopbackTransport) -> list[tuple[int, int]]:
+        found = []
+        for choice in ("full", "none", [r"\d+\.mlp"], "full"):
+            pipe = ps.Pipeline(
+                whole, mse, transport=transport, schedule="dualpipe", num_microbatches=4, recompute=choice, seed=1
+            )
+            parts = parts_of(pipe)
+            before = [(len(part.calls), int(part.norm.num_batches_tracked)) for part in parts]
+            pipe.step(*data())
+            for part, (calls, tracked) in zip(parts, before, strict=True):
+                found.append((len(part.calls) - calls, int(part.norm.num_batches_tracked) - tracked))
+        return found
+
+    for found in ps.run_ranks(rank, 2, timeout_seconds=20):
+        assert found == [(4, 2)] * 2 + [(2, 2)] * 4 + [(4, 2)] * 2

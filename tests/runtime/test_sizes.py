@@ -62,7 +62,7 @@ def test_the_summary_shows_them_once_they_are_known():
     _, summary = unet_sizes(partition=["downs.1", "ups.1"])[2]
     head, titles, first, *_ = summary.splitlines()
     assert head == "one_f_one_b: 3 ranks, 2 microbatches"
-    assert titles.split() == ["stage", "rank", "layers", "parameters", "F", "kept", "boundary", "values"]
+    assert titles.split() == ["stage", "rank", "layers", "parameters", "bytes", "F", "kept", "boundary", "values"]
     assert first.split()[:6] == ["0", "0", "2", "(inc", "…", "downs.0)"]
     assert "8.594 KiB" in first
     assert "inc [2, 4, 10, 10] float64, silu [2, 6, 5, 5] float64" in first
@@ -75,7 +75,20 @@ def test_the_summary_counts_parameters_of_the_model_itself():
         return ps.Pipeline(model, loss_of, transport=transport, num_microbatches=1).summary()
 
     summary = ps.run_ranks(rank, 1, timeout_seconds=5)[0]
-    assert f" {sum(parameter.numel() for parameter in model.parameters()):,} parameters, 100%" in summary
+    entries = sum(parameter.numel() for parameter in model.parameters())
+    assert f" {entries:,} parameters, {8 * entries / 1024:.4g} KiB, 100%" in summary
+
+
+def test_before_anything_ran_the_summary_shows_shares_of_memory_in_bytes():
+    """A stage of half the numbers in a type of twice the width holds half of the memory."""
+    model = [nn.Linear(32, 16, bias=False), nn.Linear(16, 16, bias=False).double()]
+
+    def rank(transport: ps.LoopbackTransport) -> str:
+        return ps.Pipeline(model, mse, transport=transport, num_microbatches=1).summary()
+
+    _, first, second = ps.run_ranks(rank, 2, timeout_seconds=5)[1].splitlines()
+    assert first.endswith("512 parameters, 2 KiB, 50%")
+    assert second.endswith("256 parameters, 2 KiB, 50%")
 
 
 def test_what_is_kept_is_what_autograd_saves_beside_parameters_and_input():

@@ -195,6 +195,13 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_starts(llama: Path
         assert said in refused(other)
 
 
+def test_an_encoder_decoder_is_refused_with_what_takes_it(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    said = refused(tmp_path)
+    assert f"model.hf={tmp_path} is an encoder-decoder, and plain text has nothing for its encoder" in said
+    assert "use a decoder, or Pipeline.from_pretrained in a loop of your own" in said
+
+
 def test_sizes_of_the_gpt_are_refused_beside_another_model(tmp_path: Path):
     (tmp_path / "run.toml").write_text('[model]\nhf = "x"\nlayers = 7\n')
     with pytest.raises(ConfigError, match=r"model\.layers=7 is the byte-level GPT's"):

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from penstock.checkpoint.spread import memory_of
 from penstock.runtime import Pipeline
 
 _COMPILED = "_orig_mod."
@@ -36,9 +37,9 @@ def aliases_of(pipe: Pipeline) -> dict[str, str]:
     }
     first: dict[object, str] = {}
     for name, tensor in pipe.state_dict().items():
-        if isinstance(tensor, Tensor) and tensor.numel():
-            place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-            stored = first.setdefault(place, aliases.get(name, name))
+        memory = memory_of(tensor) if isinstance(tensor, Tensor) else None
+        if memory is not None:
+            stored = first.setdefault(memory, aliases.get(name, name))
             if stored != name:
                 aliases.setdefault(name, stored)
     return aliases

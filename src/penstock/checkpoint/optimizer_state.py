@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from penstock.checkpoint.spread import is_spread, part_like
 from penstock.errors import CheckpointError
 
 _TENSOR, _NUMBER = "optimizer", "optimizer_number"
@@ -76,7 +77,19 @@ def _placed(value: Any, parameter: Parameter, group: Mapping[str, Any], *, name:
             f'optimizer state "{name}" has shape {list(value.shape)}, its parameter {list(parameter.shape)}; '
             "resume with the model that was saved"
         )
+    if is_spread(parameter):
+        return _spread(value, parameter, name=name)
     return value.to(parameter.device, copy=True)
+
+
+def _spread(value: Tensor, parameter: Parameter, *, name: str) -> Tensor:
+    if value.shape != parameter.shape:
+        raise CheckpointError(
+            f'optimizer state "{name}" has shape {list(value.shape)} and its parameter, a DTensor, '
+            f"{list(parameter.shape)}: how to spread it is not known; use an optimizer whose states have the "
+            "parameters' shapes, e.g. AdamW, or load without optimizer="
+        )
+    return part_like(value, parameter)
 
 
 def _number_type(value: float) -> torch.dtype:

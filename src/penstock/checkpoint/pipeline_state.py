@@ -14,6 +14,7 @@ applied and one version of the weights. Only `run` leaves something in flight.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,18 @@ from penstock.checkpoint.random_state import bytes_tensor, plain_value, random_t
 from penstock.checkpoint.ranks import Ranks
 from penstock.checkpoint.read import MODEL, check_fits, mapped_tensors, names_for, verify_tensors
 from penstock.checkpoint.shard import Shard
+from penstock.checkpoint.spread import part_like, whole
 from penstock.errors import CheckpointError, nearest
 from penstock.runtime import Pipeline
 from penstock.runtime.optimizer_state import stepped_stages_of
 
 _MOVEMENT = "movement/discrepancy/"
-_OTHERS = (MODEL, "random/", "state/", IN_FLIGHT)
+_OF_A_RANK = ("random/", "state/", IN_FLIGHT)
+_OTHERS = (MODEL, *_OF_A_RANK)
 
 
 def shard_of(own: Held, ranks: Ranks, *, elsewhere: frozenset[str]) -> Shard:
-    """Returns what this rank saves: live tensors, to be copied or written before the next step.
+    """Returns what this rank saves: live tensors, to be made `whole_shard` and copied or written before the next step.
 
     Only the first data-parallel replica saves the model and its optimizer.
 
@@ -54,7 +57,7 @@ def shard_of(own: Held, ranks: Ranks, *, elsewhere: frozenset[str]) -> Shard:
     aliases = aliases_of(pipe)
     tensors, records = {}, []
     optimizers = list(managed(own, lambda name: original(aliases.get(name, name))))
-    if ranks.rank < ranks.layout.num_ranks:
+    if ranks.collects:
         here = saved_here(pipe, aliases, elsewhere=elsewhere)
         owned = frozenset(map(original, here))
         tensors = {f"{MODEL}{original(name)}": _tensor(value, name) for name, value in here.items()}
@@ -70,6 +73,20 @@ def shard_of(own: Held, ranks: Ranks, *, elsewhere: frozenset[str]) -> Shard:
     known = {original(name): original(stored) for name, stored in aliases.items()}
     known = {name: stored for name, stored in known.items() if name != stored}
     return Shard(tensors, plan=pipe.plan.proof.program.digest, aliases=known, optimizers=tuple(records))
+
+
+def whole_shard(shard: Shard, ranks: Ranks) -> Shard:
+    """Returns a shard whose tensors are whole, of which one of the ranks that have parts of them saves all.
+
+    Every rank calls it, when all have collected.
+    """
+    if not ranks.is_spread:
+        return shard
+    tensors = {name: whole(value) for name, value in shard.tensors.items()}
+    if ranks.saves:
+        return replace(shard, tensors=tensors)
+    own = {name: value for name, value in tensors.items() if name.startswith(_OF_A_RANK)}
+    return replace(shard, tensors=own, optimizers=())
 
 
 class Restoration:
@@ -108,7 +125,9 @@ class Restoration:
         """Puts everything in place. Every rank calls it, when all have checked."""
         own, pipe = self._own, self._own.pipe
         tensors = mapped_tensors(self._path, self._manifest, self._names)
-        pipe.load_state_dict({name: tensors[f"{MODEL}{self._stored[name]}"] for name in pipe.state_dict()})
+        own_state = pipe.state_dict()
+        stored = {name: tensors[f"{MODEL}{self._stored[name]}"] for name in own_state}
+        pipe.load_state_dict({name: part_like(stored[name], like) for name, like in own_state.items()})
         for each in self._managed:
             restore_optimizer(each.optimizer, each.names, tensors=tensors)
             if self._with_settings:

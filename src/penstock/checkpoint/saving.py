@@ -16,9 +16,9 @@ from penstock.checkpoint.background import Writing
 from penstock.checkpoint.directory import latest
 from penstock.checkpoint.held import Stateful, held
 from penstock.checkpoint.host_copy import HostCopy
-from penstock.checkpoint.manifest import read_manifest
+from penstock.checkpoint.manifest import Layout, read_manifest
 from penstock.checkpoint.names import buffers_elsewhere, config_of
-from penstock.checkpoint.pipeline_state import Restoration, shard_of
+from penstock.checkpoint.pipeline_state import Restoration, shard_of, whole_shard
 from penstock.checkpoint.plain import decoded, encoded
 from penstock.checkpoint.ranks import Ranks, ranks_of
 from penstock.checkpoint.read import check_all_taken
@@ -72,9 +72,10 @@ def save(  # noqa: PLR0913  # each argument is one thing that a checkpoint holds
         CheckpointError: any rank failed; the same message on every rank. Earlier checkpoints are intact.
     """
     job = _Job(root, pipe, keep)
+    ranks = job.ranks()
     shard, label, problem = job.collected(_Given(optimizer, scheduler, state, step, extra))
-    ranks = job.ranks
     file = prepare(job.root, label.step, rank=ranks.rank, exchange=ranks.exchange, error=problem)
+    shard = whole_shard(shard, ranks)
     written = attempt(ranks.rank, partial(write_own, file, shard))
     finish(file, written, label, rank=ranks.rank, exchange=ranks.exchange)
     if ranks.rank == 0:
@@ -196,14 +197,16 @@ class Saver:
         """
         self.wait()
         job = self._job
+        ranks = job.ranks()
         shard, label, problem = job.collected(_Given(optimizer, scheduler, state, step, extra))
+        file = prepare(job.root, label.step, rank=ranks.rank, exchange=ranks.exchange, error=problem)
+        shard = whole_shard(shard, ranks)
         copies, ready = self._copy.take(shard.tensors)
-        file = prepare(job.root, label.step, rank=job.ranks.rank, exchange=job.ranks.exchange, error=problem)
         self._writing = Writing(
             file,
             replace(shard, tensors=copies),
             label,
-            ranks=job.ranks,
+            ranks=ranks,
             keep=job.keep,
             ready=ready,
             timeout_seconds=self._timeout_seconds,
@@ -248,32 +251,38 @@ class _Job:
         check_type("pipe", pipe, Pipeline, example="the Pipeline that is trained")
         check_keep(keep)
         self.root, self.keep = Path(root), keep
-        self.ranks: Ranks = ranks_of(pipe)
         self._pipe = pipe
+        self._ranks: Ranks | None = None
         self._elsewhere: frozenset[str] | None = None
+
+    def ranks(self) -> Ranks:
+        """Returns all ranks that hold the pipeline, found out the first time. Every rank calls it."""
+        if self._ranks is None:
+            self._ranks = ranks_of(self._pipe)
+        return self._ranks
 
     def collected(self, given: _Given) -> tuple[Shard, Label, str]:
         """Returns what this rank saves with its label, and why it cannot, where it cannot. Every rank calls it."""
         if self._elsewhere is None:
             self._elsewhere = buffers_elsewhere(self._pipe)
-        elsewhere = self._elsewhere
+        elsewhere, ranks = self._elsewhere, self.ranks()
         found: list[tuple[Shard, Label]] = []
 
         def collect() -> Report:
-            label = self._label(given.step, given.extra)
+            label = self._label(given.step, given.extra, layout=ranks.layout)
             own = held(self._pipe, optimizer=given.optimizer, scheduler=given.scheduler, state=given.state)
-            found.append((shard_of(own, self.ranks, elsewhere=elsewhere), label))
+            found.append((shard_of(own, ranks, elsewhere=elsewhere), label))
             return Report()
 
-        problem = attempt(self.ranks.rank, collect).error
+        problem = attempt(ranks.rank, collect).error
         if found:
             return *found[0], problem
         return Shard({}), Label(given.step if isinstance(given.step, int) else self._pipe.steps_done), problem
 
-    def _label(self, step: int | None, extra: Mapping[str, Any] | None) -> Label:
+    def _label(self, step: int | None, extra: Mapping[str, Any] | None, *, layout: Layout) -> Label:
         done = self._pipe.steps_done
         number = done if step is None else step
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise CheckpointError(f"step={number!r} is no number of a step; use a whole one from 0 on, e.g. {done}")
         kept = encoded(dict(extra or {}), where="extra")
-        return Label(number, kept, self.ranks.layout, done, config_of(self._pipe))
+        return Label(number, kept, layout, done, config_of(self._pipe))

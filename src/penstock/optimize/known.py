@@ -28,14 +28,17 @@ _SPEED = 1 if COMPILED else 1 / 100
 _GRID_OPS, _REFINED_OPS, _ANNEALED_OPS = 6_000_000, 1_000_000, 60_000_000
 """Ops timed by a search of effort 1: by the grid, by the steps from its best, by local search."""
 
+_FEW_SHARE = 2 / 3
+"""What large sizes have of local search: started at a warmth that suits each start, it needs no more."""
+
 _MANY = 20_000
-"""From so many ops on, schedules that search themselves are left out where the gap is small already."""
+"""From so many ops on, only the fastest order is simulated."""
 
 _SMALL = 1_000
 """Up to so many ops local search starts more often, and warmer: better orders lie further away, and steps are cheap."""
 
-_FEW_ROUNDS, _MANY_ROUNDS = (0.002,) * 3, (0.002, 0.002, 0.002, 0.008, 0.02, 0.05, 0.02, 0.008)
-"""The warmth of each start."""
+_FEW_ROUNDS, _MANY_ROUNDS = (0.0002, 0.0005, 0.002), (0.002, 0.002, 0.002, 0.008, 0.02, 0.05, 0.02, 0.008)
+"""The warmth of each start. Of large sizes the best order starts coolest: warmer, it only got worse."""
 
 _PATTERN = 4
 """Microbatches a rank for which a pattern is looked for."""
@@ -76,7 +79,7 @@ class Known:
         self.allowed = float("inf") if seconds is None else self.spent + seconds
         policies = self.add_policies()
         self.add_pattern()
-        if self.gap() > (0.01 if self.num_ops > _MANY else 0):
+        if self.gap() > max(self.search.gap, 1e-12):
             self.add_named(slow=True)
         self.refine(policies)
         self.anneal()
@@ -183,8 +186,9 @@ class Known:
             if all(found.value != other.value for other in starts):
                 starts.append(found)
         starts = starts[:3]
-        rounds = _FEW_ROUNDS if self.num_ops > _SMALL else _MANY_ROUNDS
-        ops = _ANNEALED_OPS / len(rounds)
+        small = self.num_ops <= _SMALL
+        rounds = _MANY_ROUNDS if small else _FEW_ROUNDS
+        ops = _ANNEALED_OPS * (1 if small else _FEW_SHARE) / len(rounds)
         if self.repeats and self.problem.placement.num_chunks > 1:
             ops /= 2  # the pattern has had its share; with several stages a rank little more was ever found behind it
         for number, warmth in enumerate(rounds):

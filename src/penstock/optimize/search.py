@@ -37,8 +37,9 @@ def optimize_schedule(  # the problem in five, where and how in two
 ) -> Optimized:
     """Returns the best order found for these stages and this memory, with a lower bound on all orders.
 
-    It is never slower than a named schedule of the same placement that fits the same memory: all of them are tried.
-    Only from 20,000 ops on those that search themselves are left out, where 1 % above the bound is reached without.
+    It is never slower than a named schedule of the same placement that fits the same memory: all of them are tried,
+    those that search themselves unless what is found without them is within the gap that `search` asks for. They take
+    about 0.1 ms an op, so that of 100,000 ops on a search takes as long as they do.
 
     Args:
         num_ranks: p.

@@ -17,6 +17,7 @@ from torch import distributed as dist
 from penstock.errors import HandshakeError, RankFailedError
 from penstock.ir.ops import Channel
 from penstock.runtime.cursor import Cursor
+from penstock.runtime.departed import Groups, end_departed, leave, next_name
 from penstock.runtime.shared_memory import HostLanes, Patience
 from penstock.runtime.transport import Pending
 from penstock.runtime.watch import Watch
@@ -73,20 +74,24 @@ class DistributedTransport:
         self._global = dist.get_process_group_ranks(group or dist.group.WORLD)
         self._rank = self._global.index(dist.get_rank())
         self._timeout = timedelta(seconds=timeout_seconds)
-        self._channels: dict[Channel, dict[str, Any]] = {}
-        self._control = self._new_group(self._global, "gloo", "penstock control")
-        self._collective = self._control
+        job = dist.distributed_c10d._get_default_store()
+        self.name = next_name(job, self._global, self._rank)
+        self._store = dist.PrefixStore(f"penstock/{self.name}", job)
+        control = dist.ProcessGroupGloo(
+            dist.PrefixStore("control", self._store), self._rank, self.num_ranks, timeout=self._timeout
+        )
+        self._groups = Groups(control)
+        self._collective: dist.ProcessGroup | None = None  # torch.distributed's, and left to it
         if dist.get_backend(group) != "gloo":
             self._collective = self._new_group(self._global, None, "penstock collective")
-        self.name = self._control.group_name
-        self._store = dist.PrefixStore(f"penstock/{self.name}", dist.distributed_c10d._get_default_store())
+        end_departed()
         self._backends = dist.BackendConfig(dist.Backend(dist.get_backend_config(group))).get_device_backend_map()
         self.watch = Watch(self._store, rank=self._rank, num_ranks=self.num_ranks)
         self.watch.start()
         patience = Patience(self.watch, timeout_seconds)
         self._lanes = HostLanes(patience, enabled=shared_memory and "cpu" in self._backends)
         self._known: set[Channel] = set()
-        self._end = weakref.finalize(self, _close, self.watch, self._lanes)
+        self._end = weakref.finalize(self, _close, self.watch, self._lanes, self._groups)
 
     def surround(self, replicas: Sequence[str], *, index: int) -> None:
         """Makes a failure of one data-parallel replica known to all.
@@ -142,7 +147,7 @@ class DistributedTransport:
             for backend in sorted(set(self._backends.values())):
                 store = dist.PrefixStore(f"channel/{channel}/{backend}", self._store)
                 made[backend] = self._connect(backend, store, end)
-            self._channels[channel] = {device: made[backend] for device, backend in self._backends.items()}
+            self._groups.channels[channel] = {device: made[backend] for device, backend in self._backends.items()}
 
     def _connect(self, backend: str, store: dist.Store, end: int) -> Any:
         """Returns a pair of processes that only exchange tensors; `end` is 0 at the channel's source.
@@ -166,14 +171,14 @@ class DistributedTransport:
         """Starts to send `tensor`, contiguous, unchanged until done."""
         if tensor.is_cpu and (lane := self._lanes.sending.get(channel)) is not None:
             return lane.send(tensor)
-        link = self._channels[channel][tensor.device.type]
+        link = self._groups.channels[channel][tensor.device.type]
         return self._start(link.send, tensor, 1, channel.target)
 
     def recv(self, channel: Channel, tensor: torch.Tensor) -> Pending:
         """Starts to receive into `tensor`."""
         if tensor.is_cpu and (lane := self._lanes.receiving.get(channel)) is not None:
             return lane.recv(tensor)
-        link = self._channels[channel][tensor.device.type]
+        link = self._groups.channels[channel][tensor.device.type]
         return self._start(link.recv, tensor, 0, channel.source)
 
     def _start(self, post: object, tensor: torch.Tensor, peer: int, peer_rank: int) -> _Work:
@@ -191,7 +196,7 @@ class DistributedTransport:
             return self._lanes.gather(row, self._rank)
         out = torch.empty((self.num_ranks, *row.shape), dtype=row.dtype)
         try:
-            dist.all_gather(list(out), row, group=self._control)
+            self._groups.control.allgather([list(out)], [row.contiguous()]).wait()
         except RuntimeError as error:
             raise RankFailedError(self._collective_failure(error)) from None
         return out
@@ -201,14 +206,18 @@ class DistributedTransport:
         if self._lanes.everyone and tensor.is_cpu:
             self._lanes.broadcast(tensor, self._rank, source=source)
             return
-        group = self._control if tensor.device.type == "cpu" else self._collective
         try:
-            dist.broadcast(tensor, self._global[source], group=group)
+            if self._collective is None or tensor.is_cpu:
+                self._groups.control.broadcast(tensor, source).wait()
+            else:
+                dist.broadcast(tensor, self._global[source], group=self._collective)
         except RuntimeError as error:
             raise RankFailedError(self._collective_failure(error)) from None
 
     def _check_alive(self) -> None:
-        """Refuses to wait for ranks that are known to have failed while this one was outside the pipeline."""
+        """Refuses to wait for ranks that are known to have failed or left while this one was outside the pipeline."""
+        if not self._end.alive:
+            raise HandshakeError("this pipeline is closed; make another Pipeline, or call close() later")
         if self.watch.report is not None:
             raise RankFailedError(self.watch.report)
 
@@ -222,35 +231,36 @@ class DistributedTransport:
         mine = 0.0
         for other in range(1, self.num_ranks):
             if self._rank == 0:
-                self._answer_pings(self._global[other])
+                self._answer_pings(other)
             elif self._rank == other:
-                mine = self._ping(self._global[0])
+                mine = self._ping(0)
         return self.gather(torch.tensor([mine], dtype=torch.float64)).flatten().tolist()
 
     def _answer_pings(self, other: int) -> None:
-        stamp = torch.zeros(1, dtype=torch.float64)
+        control, stamp = self._groups.control, torch.zeros(1, dtype=torch.float64)
         for _ in range(_PINGS):
-            dist.recv(stamp, other, group=self._control)
+            control.recv([stamp], other, 0).wait()
             stamp[0] = time.perf_counter()
-            dist.send(stamp, other, group=self._control)
+            control.send([stamp], other, 0).wait()
 
     def _ping(self, other: int) -> float:
         """Returns this rank's clock minus that of `other`, taken to have answered half-way through."""
-        stamp = torch.zeros(1, dtype=torch.float64)
+        control, stamp = self._groups.control, torch.zeros(1, dtype=torch.float64)
         trips = []
         for _ in range(_PINGS):
             begin = time.perf_counter()
-            dist.send(stamp, other, group=self._control)
-            dist.recv(stamp, other, group=self._control)
+            control.send([stamp], other, 0).wait()
+            control.recv([stamp], other, 0).wait()
             end = time.perf_counter()
             trips.append((end - begin, (begin + end) / 2 - stamp.item()))
         return min(trips)[1]
 
     def close(self) -> None:
-        """Stops the watch and leaves the channels; process groups go with torch.distributed's own clean-up."""
+        """Stops the watch and leaves the channels, which end when all ranks have left them; waits for nobody."""
         self._end()
 
 
-def _close(watch: Watch, lanes: HostLanes) -> None:
+def _close(watch: Watch, lanes: HostLanes, groups: Groups) -> None:
     watch.close()
     lanes.close()
+    leave(watch, groups)

@@ -87,6 +87,7 @@ class Engine:
         links: messages of this rank.
         transport: for this rank's number and place.
         seed: key of random numbers; None leaves torch's generator alone.
+        first_microbatch: what keys them for microbatch 0: the microbatches of the data-parallel replicas before this.
         duties: what it does beside computing and sending.
 
     Attributes:
@@ -103,13 +104,14 @@ class Engine:
         links: Links,
         transport: Transport,
         seed: int | None,
+        first_microbatch: int = 0,
         duties: Duties = Duties(),  # noqa: B008  # a constant
     ) -> None:
         self.program = proof.program
         self.recorder = Recorder(links.device)
         self._now = self.recorder.now
         self._stages, self._links, self._transport = stages, links, transport
-        self._seed = seed
+        self._seed, self._first_microbatch = seed, first_microbatch
         self._reduction, self._stepping, self._offloading, self._ties = duties
         self._rank = transport.rank
         self._reduces = reductions_of(self.program, self._rank)
@@ -222,7 +224,7 @@ class Engine:
         """
         work, split = self._stages[op.stage], op[1:] in self._split
         if self._seed is not None:
-            number = op.microbatch - batch.first
+            number = self._first_microbatch + op.microbatch - batch.first
             work.module.surrounding = keyed_layers(self._seed, step=batch.step, microbatch=number)
         with torch.enable_grad():
             if op.stage == 0:
@@ -332,7 +334,7 @@ class Engine:
         boundary = None if way.taken is None else self._input(way.taken, way.channel)
         begin = self._now()
         if self._seed is not None:
-            number = op.microbatch - batch.first
+            number = self._first_microbatch + op.microbatch - batch.first
             work.module.surrounding = keyed_layers(self._seed, step=batch.step, microbatch=number)
         if self.entered is not None:
             self.entered[op.stage, op.microbatch] = batch.inputs[op.microbatch] if boundary is None else boundary

@@ -56,7 +56,7 @@ class HuggingFaceFiles(HeldState):
         """Writes the model as a directory that `from_pretrained` opens, transformers' or this class's.
 
         Every rank writes its own tensors; parameters have their present type. Every rank calls it. Where there are
-        data-parallel replicas, the first of them writes.
+        data-parallel replicas, the first of them writes; DTensors are written whole.
 
         Args:
             directory: an empty one, or one to be made; on several hosts a shared one.
@@ -76,15 +76,25 @@ class HuggingFaceFiles(HeldState):
         with self._calling("save_pretrained"):
             agree(self._transport, "save_pretrained", number=self._calls, offer=Offer())
             state = self._saved_once()
-            if self._replicas is None or self._replicas.index == 0:
+            if self._writes():
                 self._export(Path(directory), state, beside)
+
+    def _writes(self) -> bool:
+        """Returns whether this pipeline writes: the first replica, and of those that share DTensors the first."""
+        from torch.distributed.tensor import DTensor  # takes a third as long to import as torch itself
+
+        spread = [value.device_mesh for value in self.state_dict().values() if isinstance(value, DTensor)]
+        later = any(any(mesh.get_coordinate() or ()) for mesh in spread)
+        if self._replicas is not None and self._replicas.index:
+            later = True
+        return b"1" not in self.exchange(b"1" if later else b"0")
 
     def _saved_once(self) -> dict[str, torch.Tensor]:
         """Returns what this rank owns by name, whole; a tied parameter on the first of its stages alone."""
         parameters = {name for work in self._stages.values() for name in _parameter_names(work.module)}
         twice = parameters - self.plan.parameter_stages.keys()
         owned = {name: value for name, value in self.state_dict().items() if name not in twice}
-        from torch.distributed.tensor import DTensor  # takes a third as long to import as torch itself
+        from torch.distributed.tensor import DTensor  # as above
 
         return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in owned.items()}
 

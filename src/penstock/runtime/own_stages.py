@@ -28,6 +28,12 @@ def own_stages(layers: CutModel, plan: RunPlan, transport: Transport, *, seed: i
             problem = error
         check_same(transport, {}, problem)
     if placement.num_replicas > 1:
-        for stage in sorted(stages_to_copy(transport, placement, next(iter(layers.layers.values())))):
-            stages[stage] = copy_of(stages[stage])
+        copied = stages_to_copy(transport, placement, next(iter(layers.layers.values())))
+        problem = None
+        try:
+            stages |= {stage: copy_of(stages[stage]) for stage in sorted(copied)}
+        except Exception as error:  # likewise: modules may say how they are copied
+            problem = error
+        # Until all copies are made nobody touches what they are made of: the next thing is hooks on these modules.
+        check_same(transport, {}, problem)
     return stages

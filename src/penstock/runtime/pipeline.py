@@ -92,7 +92,8 @@ class Pipeline(Running):
             microbatches'), or a function (argument, sizes of the microbatches) -> one item for each.
         seed: keys random numbers by (seed, step, microbatch, layer), so that dropout is the same under every schedule
             and layout, and fresh parameters of a model on the meta device by (seed, name); None leaves torch's
-            generators alone.
+            generators alone. Microbatches are counted on from one data-parallel replica to the next: each drops
+            numbers of its own, those of one pipeline with all microbatches of the step.
         optimizer: for schedules with optimizer steps, and for them alone: the trained parameters of a stage -> its
             optimizer, made once a stage.
         lr_scheduler: likewise: (optimizer, stage) -> its learning rate scheduler, which steps after the optimizer.
@@ -173,9 +174,9 @@ class Pipeline(Running):
         self._summary, self._names = summarize(layers, plan), list(layers.layers)
         self._origin = layers.origin
         self._build(layers, loss_fn, device)
-        for stage in self._stages.keys() & recomputed.keys():
+        for stage, work in self._stages.items():
             names = [list(layers.layers)[layer] for layer in plan.partition.layers_of(stage)]
-            apply_recompute(self._stages[stage].module, recomputed[stage], layers=names)
+            apply_recompute(work.module, recomputed.get(stage), layers=names)
         self._connect(inside, Reading(rules, weight_fn))
 
     def _connect(self, inside: InsideOptimizer, reading: Reading) -> None:
@@ -235,6 +236,7 @@ class Pipeline(Running):
             links=links or self._links,
             transport=self._transport,
             seed=self._seed,
+            first_microbatch=self.num_microbatches * (self._replicas.index if self._replicas else 0),
             duties=duties,
         )
 
@@ -367,7 +369,11 @@ class Pipeline(Running):
         return [measured_timeline(self.plan.proof.program, rows, offsets) for rows in recorded]
 
     def summary(self) -> str:
-        """Returns a table of the stages: rank, layers, parameters; once `sizes` has run, with shares and boundaries."""
+        """Returns the stages: rank, layers, parameters, their bytes and share of all.
+
+        What a stage computes, keeps and hands on depends on the inputs: once `sizes(microbatch)` has been called, a
+        table shows that too.
+        """
         return self._summary
 
     def sizes(self, inputs: Any = None) -> StageSizes:

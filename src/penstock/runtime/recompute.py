@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.distributed._composable import checkpoint
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from penstock.errors import ModelError
+from penstock.models.keyed_draws import default_generator_lock
 from penstock.runtime.randomness import RandomState, drawn_from, random_state
 
 SavePolicy = Callable[..., CheckpointPolicy]
@@ -60,23 +61,62 @@ def check_recompute(
     return {stage: each for stage, each in found.items() if each is not None}
 
 
-def apply_recompute(stage: nn.Module, recompute: Recompute, *, layers: Sequence[str]) -> None:
+def apply_recompute(stage: nn.Module, recompute: Recompute | None, *, layers: Sequence[str]) -> None:
     """Checkpoints the modules of one stage that `recompute` names, the outermost where several match.
+
+    What an earlier pipeline of the same modules, or of those that they are copies of, has chosen holds no longer.
 
     Args:
         stage: its modules carry their names in the model.
-        recompute: as checked.
+        recompute: as checked; None means that nothing is recomputed.
         layers: names of the stage's layers.
     """
     chosen: list[str] = []
     for name, module in stage.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in chosen)
-        if not inside and _is_chosen(name, recompute, layers):
+        wanted = recompute is not None and not inside and _is_chosen(name, recompute, layers)
+        if recompute is not None and wanted:
             chosen.append(name)
-            if checkpoint.state(module) is not None:  # by an earlier pipeline of the same modules
-                continue
+            _checkpoint(module, recompute.policy)
+        elif _of_ours(module):
+            _state(module).enable_hook = False
+
+
+class _Entering(threading.local):
+    """The module whose forward begins in this thread."""
+
+    module: nn.Module
+
+
+_entering = _Entering()
+_registering = threading.Lock()
+
+
+def _state(module: nn.Module) -> Any:
+    """Returns torch's note that `module` is checkpointed, with ours in it; None if it never was."""
+    return checkpoint.state(module)
+
+
+def _checkpoint(module: nn.Module, policy: SavePolicy | None) -> None:
+    if _state(module) is None:
+        with _registering:  # torch's count of hooks is not safe where threads register them at the same time
+            # A copy of a module has its hooks: they must act on the module that they are called with.
+            module.register_forward_pre_hook(_enter)
             # Its own way to repeat random numbers is not safe where threads share a generator.
-            checkpoint(module, preserve_rng_state=False, context_fn=partial(_contexts, module, recompute.policy))
+            checkpoint(module, preserve_rng_state=False, context_fn=_contexts)
+        _state(module).policy = policy
+    elif _of_ours(module):
+        _state(module).policy = policy
+        _state(module).enable_hook = True
+
+
+def _of_ours(module: nn.Module) -> bool:
+    """Returns whether it was a pipeline that checkpointed `module`, and not the user."""
+    return hasattr(_state(module), "policy")
+
+
+def _enter(module: nn.Module, _: object) -> None:
+    _entering.module = module
 
 
 def _recompute(choice: RecomputeChoice) -> Recompute | None:
@@ -110,10 +150,10 @@ def _is_chosen(name: str, recompute: Recompute, layers: Sequence[str]) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in recompute.modules)
 
 
-def _contexts(
-    module: nn.Module, policy: SavePolicy | None
-) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Returns what surrounds the forward and its repetition."""
+def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Returns what surrounds the forward that begins, and its repetition."""
+    module = _entering.module
+    policy: SavePolicy | None = _state(module).policy
     kept, again = (nullcontext(), nullcontext()) if policy is None else create_selective_checkpoint_contexts(policy)
     noted: list[RandomState] = []
     return _noting(noted, kept), _repeated(module, noted, again)
@@ -121,9 +161,10 @@ def _contexts(
 
 @contextmanager
 def _noting(noted: list[RandomState], inner: AbstractContextManager[Any]) -> Iterator[None]:
-    noted.append(random_state())
-    with inner:
-        yield
+    with default_generator_lock:  # else another thread draws between the note and the draws that are to be repeated
+        noted.append(random_state())
+        with inner:
+            yield
 
 
 @contextmanager

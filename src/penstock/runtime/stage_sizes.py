@@ -61,10 +61,12 @@ class StageSizes:
                 stage.layers,
                 f"{stage.parameters:,}",
                 _share(stage.parameters, [each.parameters for each in self.stages]),
+                bytes_in_words(stage.parameter_bytes),
+                _share(stage.parameter_bytes, [each.parameter_bytes for each in self.stages]),
                 _share(stage.flops, [each.flops for each in self.stages]),
-                _size(stage.activation_bytes),
+                bytes_in_words(stage.activation_bytes),
                 _share(stage.activation_bytes, [each.activation_bytes for each in self.stages]),
-                _size(stage.boundary_bytes) if stage.boundary else "",
+                bytes_in_words(stage.boundary_bytes) if stage.boundary else "",
                 ", ".join(f"{name} {shape}".strip() for name, shape in stage.boundary.items()),
             ]
             for index, stage in enumerate(self.stages)
@@ -79,8 +81,8 @@ class StageSizes:
 
 
 _FLOPS = 1e12
-_HEADINGS = ("stage", "rank", "layers", "parameters", "", "F", "kept", "", "boundary", "values")
-_SIDES = (">", ">", "<", ">", ">", ">", ">", ">", ">", "<")
+_HEADINGS = ("stage", "rank", "layers", "parameters", "", "bytes", "", "F", "kept", "", "boundary", "values")
+_SIDES = (">", ">", "<", ">", ">", ">", ">", ">", ">", ">", ">", "<")
 _UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
 
@@ -88,6 +90,7 @@ def _share(part: float, all_parts: Sequence[float]) -> str:
     return f"{part / (sum(all_parts) or 1):.0%}"
 
 
-def _size(num_bytes: int) -> str:
+def bytes_in_words(num_bytes: int) -> str:
+    """Returns a number of bytes in a unit that suits it."""
     name, each = next(((name, each) for name, each in _UNITS if num_bytes >= each), ("bytes", 1))
     return f"{num_bytes / each:.4g} {name}"

@@ -23,6 +23,7 @@ PERIOD_SECONDS = 0.5
 LOST_SECONDS = 15.0
 GRACE_SECONDS = 3.0
 _FAILED = "failed"
+_LEFT = "left"
 
 
 class Watch:
@@ -36,9 +37,9 @@ class Watch:
         self.rank, self.num_ranks = rank, num_ranks
         self.cursor = Cursor(rank)
         self.report: str | None = None
-        self._store = store.clone()  # type: ignore[attr-defined]  # missing in torch's stub
+        self._store: dist.Store = store.clone()  # type: ignore[attr-defined]  # missing in torch's stub
         self._store.set_timeout(timedelta(seconds=LOST_SECONDS))
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may close a pipeline whose watch has it
         self._beats = 0
         self._heard: dict[int, tuple[int, float, str]] = {}
         self._closed = threading.Event()
@@ -74,6 +75,23 @@ class Watch:
                 self._thread.join(timeout=GRACE_SECONDS)
             if self.report is None:
                 self._try_beat()
+            self._count_left(1)
+
+    def all_have_left(self) -> bool:
+        """Returns whether every rank has closed its pipeline, or the store that would tell of it is gone."""
+        return self._count_left(0) >= self.num_ranks
+
+    def _count_left(self, more: int) -> int:
+        with self._lock:
+            try:
+                return int(self._store.add(_LEFT, more))
+            except RuntimeError:  # the store went down with the rank or launcher that held it
+                return self.num_ranks
+
+    def disconnect(self) -> None:
+        """Gives the control connection up, after all have left."""
+        with self._lock:
+            self._store, self._around = dist.HashStore(), None
 
     def fail(self, reason: str) -> str:
         """Publishes why this rank fails, unless another was first; returns the first reason."""

@@ -150,12 +150,10 @@ def run_on(  # noqa: C901, PLR0912, PLR0913  # as above
     while moved:
         moved = False
         for rank in range(num_ranks):
-            # Where a rank is and since when stays out of the arrays: each op would wait for the last one's write.
-            position, length, clock_here = at[rank], lengths[rank], clock[rank]
-            while position < length:
-                letter = words[rank, position]
+            while at[rank] < lengths[rank]:
+                letter = words[rank, at[rank]]
                 stage, kind = letter // 4, letter % 4
-                begin = clock_here
+                begin = clock[rank]
                 if kind == 0:
                     turn = done_forward[stage]
                     if stage > 0:
@@ -163,7 +161,7 @@ def run_on(  # noqa: C901, PLR0912, PLR0913  # as above
                             break
                         begin = max(begin, forward[stage - 1, turn] + down[stage - 1])
                     forward[stage, turn] = begin + seconds[letter]
-                    done_forward[stage] = turn + 1
+                    done_forward[stage] += 1
                 elif kind != 3:
                     turn = done_backward[stage]
                     if done_forward[stage] <= turn:
@@ -173,12 +171,11 @@ def run_on(  # noqa: C901, PLR0912, PLR0913  # as above
                             break
                         begin = max(begin, backward[stage + 1, turn] + up[stage + 1])
                     backward[stage, turn] = begin + seconds[letter]
-                    done_backward[stage] = turn + 1
-                starts[rank, position] = begin
-                clock_here = begin + seconds[letter]
-                position += 1
-            moved = moved or position > at[rank]
-            at[rank], clock[rank] = position, clock_here
+                    done_backward[stage] += 1
+                starts[rank, at[rank]] = begin
+                clock[rank] = begin + seconds[letter]
+                at[rank] += 1
+                moved = True
     span = 0.0
     for rank in range(num_ranks):
         if at[rank] < lengths[rank]:

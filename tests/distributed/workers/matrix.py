@@ -11,7 +11,7 @@ from hashlib import blake2b
 
 from joined import arguments, join, num_ranks, tell
 from tests.runtime.matrix.cases import CASES
-from tests.runtime.matrix.running import Error, arguments_of, cells, error_of, expected, schedule_of
+from tests.runtime.matrix.running import Error, allowed, arguments_of, cells, error_of, expected, schedule_of
 from tests.runtime.matrix.subjects import Found, Piped
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -76,5 +76,5 @@ for name, case in cells(num_ranks=size, num_microbatches=2 * size):
     except Exception as raised:
         tell(name=name, case=case, error=f"{type(raised).__name__}: {raised}", trace=traceback.format_exc()[-3000:])
         raise
-    allowed = CASES[case].tolerance if replicas == 1 else CASES[case].tolerance_of_replicas
-    tell(name=name, case=case, worst=error.size, what=error.what, allowed=allowed)
+    most = allowed(name, case, num_ranks=size, num_microbatches=2 * size, replicas=replicas)
+    tell(name=name, case=case, worst=error.size, what=error.what, allowed=most)

@@ -52,3 +52,19 @@ for schedule in SCHEDULES:
         same=torch.equal(rows[0], rows[2]) and torch.equal(rows[1], rows[3]),
         evaluated=abs(evaluated - float(mse(oracle(halves(99)[0][0]), halves(99)[0][1]).detach())),
     )
+
+# Dropout: microbatch i of replica r is microbatch 4 r + i of one process that has them all, on every step.
+model = made("dropout")
+oracle = copy.deepcopy(model)
+pipe = ps.Pipeline(model, mse, mesh=mesh, num_microbatches=4, seed=3, timeout_seconds=30)
+worst = 0.0
+for step in range(2):
+    whole = batch(16, seed=step)
+    loss = pipe.step(*(each.chunk(2)[rank // 2] for each in whole))
+    worst = max(
+        worst, abs(float(loss) - float(reference_step(oracle, mse, *whole, num_microbatches=8, seed=3, step=step)))
+    )
+expected = grads_of(oracle)
+for name, grad in grads_of(pipe).items():
+    worst = max(worst, float((grad - expected[name]).abs().max() / expected[name].abs().max()))
+tell(dropped=worst)

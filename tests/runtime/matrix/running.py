@@ -52,6 +52,12 @@ def cells(*, num_ranks: int, num_microbatches: int) -> list[tuple[str, str]]:
     return [(name, case) for name in SCHEDULES for case in CASES if schedule_of(name, CASES[case], **sizes) is not None]
 
 
+def allowed(name: str, case: str, *, num_ranks: int, num_microbatches: int, replicas: int = 1) -> float:
+    """Returns how far a cell may be from the unsplit model."""
+    schedule = schedule_of(name, CASES[case], num_ranks=num_ranks, num_microbatches=num_microbatches)
+    return 0.0 if schedule is None else CASES[case].allowed(schedule, replicas=replicas)
+
+
 def arguments_of(case: Case, schedule: Schedule) -> dict[str, Any]:
     """Returns what the cell's Pipeline is given beside the model, the loss and its ranks."""
     inside = {} if schedule.weight_rule in SYNCHRONOUS else {"optimizer": Adding}

@@ -138,9 +138,10 @@ class Unsplit:
         earlier = {name: parameter.grad for name, parameter in self.named().items()}
         batches = [self._case.data(self._m, k, replica) for replica in range(len(self._models))]
         loss, sums = torch.zeros((), dtype=torch.float64), dict[str, Tensor]()
-        for model, batch, share in zip(self._following(), batches, self._shares(batches), strict=True):
+        shares = self._shares(batches)
+        for replica, (model, batch, share) in enumerate(zip(self._following(), batches, shares, strict=True)):
             model.zero_grad()
-            loss += share / loss_scale * self._reference(model, batch, loss_scale)
+            loss += share / loss_scale * self._reference(model, batch, loss_scale, replica)
             for name, parameter in model.named_parameters():
                 if parameter.grad is not None:
                     grad = share * parameter.grad
@@ -189,12 +190,18 @@ class Unsplit:
     def after_accumulation(self, parameter: nn.Parameter, hook: Callable[[nn.Parameter], None]) -> None:
         self._afterwards.setdefault(parameter, []).append(hook)
 
-    def _reference(self, model: nn.Sequential, batch: tuple[Any, Any], loss_scale: float) -> Tensor:
+    def _reference(self, model: nn.Sequential, batch: tuple[Any, Any], loss_scale: float, replica: int) -> Tensor:
         def loss_fn(output: Any, target: Any) -> Tensor:
             return self._case.loss_fn(output, target) * loss_scale
 
         return reference_step(
-            model, loss_fn, *batch, num_microbatches=self._m, step=self._steps, **self._case.reference
+            model,
+            loss_fn,
+            *batch,
+            num_microbatches=self._m,
+            step=self._steps,
+            first_microbatch=replica * self._m,
+            **self._case.reference,
         )
 
     def _fire(self, parameter: nn.Parameter, grad: Tensor | None, earlier: Tensor | None) -> None:

@@ -87,15 +87,50 @@ def test_torchs_own_attention_leaves_its_weights_for_w(batch_first: bool):
     assert set(halves.deferred) == products
 
 
-def test_attention_across_two_sequences_gives_its_gradients():
-    """Its packed weight is used in pieces, which autograd puts together: those of the way in come in I."""
+@pytest.mark.parametrize("same", [True, False])
+def test_attention_across_two_sequences_leaves_its_weights_for_w(same: bool):
+    """Its packed weight is used in pieces, of which each waits: two where keys are the values, else three."""
     torch.manual_seed(0)
-    layer = nn.TransformerDecoderLayer(WIDTH, 4, 2 * WIDTH, dropout=0.0, batch_first=True).double()
-    memory = torch.randn(2, 5, WIDTH, dtype=torch.float64)
-    halves = split(layer, inputs().double(), run=lambda module, x: module(x, memory))
+    layer = nn.MultiheadAttention(WIDTH, 4, batch_first=True).double()
+    memory, other = torch.randn(2, 2, 5, WIDTH, dtype=torch.float64)
+    values = memory if same else other
+    halves = split(
+        layer, inputs().double(), backwards=2, run=lambda module, x: module(x, memory, values, need_weights=False)[0]
+    )
     for name, expected in halves.full.items():
         torch.testing.assert_close(halves.after_both[name], expected, rtol=1e-12, atol=1e-14, msg=name)
-    assert "multihead_attn.out_proj.weight" in halves.deferred
+    assert halves.deferred == ["out_proj.weight"] + ["in_proj_weight"] * (2 if same else 3)
+
+
+def test_pieces_of_weights_wait_however_they_are_cut_out():
+    class Pieces(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.Parameter(torch.randn(3, WIDTH, WIDTH, dtype=torch.float64))
+            self.packed = nn.Parameter(torch.randn(2 * WIDTH, WIDTH, dtype=torch.float64))
+            self.biases = nn.Parameter(torch.randn(2 * WIDTH, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            up = nn.functional.linear(x, self.packed[:WIDTH], self.biases[:WIDTH]).tanh()
+            down = nn.functional.linear(up, self.packed[WIDTH:], self.biases[WIDTH:])
+            first = down @ self.experts[0]
+            again = nn.functional.linear(first, self.experts[2])
+            return again @ self.experts[2] @ self.experts[1].T + up
+
+    torch.manual_seed(0)
+    halves = split(Pieces(), inputs().double(), backwards=2)
+    assert sorted(halves.deferred) == ["experts"] * 4 + ["packed"] * 2
+    for name, expected in halves.full.items():
+        torch.testing.assert_close(halves.after_both[name], expected, rtol=1e-12, atol=1e-14, msg=name)
+
+
+def test_what_lies_in_a_weight_more_than_once_gets_its_gradient_at_once():
+    weight = nn.Parameter(torch.randn(1, WIDTH, dtype=torch.float64))
+    module = nn.Module()
+    module.weight = weight
+    spread = split(module, inputs().double(), run=lambda m, x: nn.functional.linear(x, m.weight.expand(5, WIDTH)))
+    assert not spread.deferred
+    assert_bitwise(spread)
 
 
 def test_blocks_compiled_one_by_one_give_their_gradients():

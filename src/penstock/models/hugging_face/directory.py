@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from penstock.errors import CheckpointError
 from penstock.models.cut import CutModel
 from penstock.models.filling import fill
-from penstock.models.hugging_face.files import Fetch, fetching, meta_model, weight_files
+from penstock.models.hugging_face.files import CONFIG_FILE, Fetch, fetching, meta_model, weight_files
 from penstock.models.hugging_face.front_end import units_of
 from penstock.models.hugging_face.plan import parts_of
 
@@ -60,7 +61,8 @@ def read_tensors(model: Any, directory: Path, files: Mapping[str, Path], tensors
     Raises:
         CheckpointError: one is missing, damaged or of another shape.
     """
-    plain, converted = _sources(model, files, tensors)
+    plain, converted, left = _sources(model, files, tensors)
+    _check_left(model, left, directory)
     known: set[str] = set()
     with fetching(dict(files)) as fetch:
         for source, name in plain.items():
@@ -82,8 +84,11 @@ _Source = tuple[str, str]
 
 def _sources(
     model: Any, files: Mapping[str, Path], tensors: Mapping[str, Tensor]
-) -> tuple[dict[str, str], dict[str, tuple[Any, list[_Source]]]]:
-    """Returns name in the files -> name in the model, and name in the model -> converter and what it takes."""
+) -> tuple[dict[str, str], dict[str, tuple[Any, list[_Source]]], list[str]]:
+    """Returns what to read, and names in the model's form of what it has no place for.
+
+    What to read: name in the files -> name in the model, and name in the model -> converter and what it takes.
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
@@ -93,18 +98,49 @@ def _sources(
     by_pattern = {pattern: each for each in converters for pattern in each.source_patterns}
     known = model.state_dict()
     plain: dict[str, str] = {}
+    left: list[str] = []
     converted: dict[str, tuple[Any, list[_Source]]] = {}
     for source in sorted(files, key=dot_natural_key):
         name, pattern = rename_source_key(source, renamings, converters, model.base_model_prefix, known)
         if name not in known and source in known:
             name, pattern = source, None
+        if name not in known:
+            left.append(name)
         if name not in tensors:
             continue
         if pattern is None:
             plain[source] = name
         else:
             converted.setdefault(name, (by_pattern[pattern], []))[1].append((source, pattern))
-    return plain, converted
+    return plain, converted, left
+
+
+def _check_left(model: Any, left: Sequence[str], directory: Path) -> None:
+    """Refuses files with layers that the configuration does not have, and warns of other tensors without a place.
+
+    What the class itself says to leave out, such as layers that predict further tokens, is left out.
+    """
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    foreign = [name for name in left if not any(re.search(each, name) for each in ignored)]
+    known = model.state_dict().keys()
+    lists = {match[1] for name in known if (match := _IN_LIST.match(name))}
+    for name in foreign:
+        match = _IN_LIST.match(name)
+        if match and match[1] in lists and not any(each.startswith(f"{match[1]}.{match[2]}.") for each in known):
+            raise CheckpointError(
+                f"{directory} holds {name}, and the model of its {CONFIG_FILE} has no {match[1]}.{match[2]}; a part of "
+                f"a larger model is not loaded unasked: give the {CONFIG_FILE} that belongs to the weights"
+            )
+    if foreign:
+        warnings.warn(
+            f"{directory} holds {len(foreign)} tensors that {type(model).__name__} has no place for, and which are "
+            f"left out: {', '.join(foreign[:3])}{' …' if len(foreign) > 3 else ''}",
+            stacklevel=2,
+        )
+
+
+_IN_LIST = re.compile(r"(.*?[a-z_])\.(\d+)\.")
+"""Name of a list, and the place in it, of a tensor in one of its items."""
 
 
 def _converted(
@@ -132,6 +168,11 @@ def _put(value: Tensor, tensor: Tensor, name: str, directory: Path) -> None:
         raise CheckpointError(
             f"{directory} has {name} with shape {tuple(value.shape)} and its configuration makes "
             f"{tuple(tensor.shape)}; config.json and weights are of different models"
+        )
+    if value.is_floating_point() != tensor.is_floating_point() or (tensor.is_floating_point() and value.itemsize == 1):
+        raise CheckpointError(
+            f"{directory} has {name} as {str(value.dtype).removeprefix('torch.')}, which is not rounded to the model's "
+            f"{str(tensor.dtype).removeprefix('torch.')}; quantized weights cannot be trained, give the original ones"
         )
     tensor.detach().copy_(value)
 

@@ -110,7 +110,14 @@ def weight_files(directory: Path) -> dict[str, Path]:
     """
     index = directory / INDEX_FILE
     if index.is_file():
-        return {name: _inside(directory, file) for name, file in _weight_map(index).items()}
+        found = {name: _inside(directory, file) for name, file in _weight_map(index).items()}
+        missing = sorted({file.name for file in found.values() if not file.is_file()})
+        if missing:
+            raise CheckpointError(
+                f"{directory} lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}, of the "
+                f"{len({*found.values()})} files that {INDEX_FILE} names; fetch or save the directory again"
+            )
+        return found
     files = (
         [directory / WEIGHTS_FILE] if (directory / WEIGHTS_FILE).is_file() else sorted(directory.glob("*.safetensors"))
     )
@@ -125,7 +132,7 @@ def weight_files(directory: Path) -> dict[str, Path]:
             f"{directory} holds no weights ({WEIGHTS_FILE} or {INDEX_FILE}); for fresh ones give Pipeline the model on "
             "the meta device and a seed"
         )
-    found: dict[str, Path] = {}
+    found = {}
     for file in files:
         with _opened(file) as handle:
             found |= dict.fromkeys(handle.keys(), file)

@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from penstock.runtime.split_backward import linear, lookups  # noqa: F401  # they fill the table
 from penstock.runtime.split_backward.composites import COMPOSITES
-from penstock.runtime.split_backward.rules import RULES, Operands
-from penstock.runtime.split_backward.tape import Entry, Tape, Weights, accumulate
+from penstock.runtime.split_backward.rules import RULES, Operands, Rule
+from penstock.runtime.split_backward.tape import Entry, Piece, Tape, Weights, accumulate
 
 _PLAIN = frozenset({Tensor, Parameter})
 
@@ -41,10 +41,9 @@ class DeferWeightGradients(TorchFunctionMode):
         if rule is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             call = rule.parse(*args, **(kwargs or {}))
             if call is not None and type(call.input) in (Tensor, Parameter):
-                parameter, swapped = _parameter_of(call.weight)
-                if parameter is not None and _is_known(call.bias):
-                    bias = call.bias if call.bias is not None and call.bias.requires_grad else None
-                    return _defer(self._tape, Weights(rule, parameter, bias, swapped), call)
+                weights = _weights_of(rule, call)
+                if weights is not None:
+                    return _defer(self._tape, weights, call)
         composite = COMPOSITES.get(func)
         if composite is not None and _PLAIN.issuperset(types) and not torch.compiler.is_compiling():
             with self:
@@ -52,23 +51,50 @@ class DeferWeightGradients(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _parameter_of(weight: Tensor) -> tuple[Tensor | None, bool]:
-    """Returns the parameter that an op's weight is, and whether the op takes it with its last dimensions swapped.
-
-    A gradient that flows on, into a tensor that is computed or came from the stage before, cannot wait for W.
-    """
+def _weights_of(rule: Rule, call: Operands) -> Weights | None:
+    """Returns whose gradients a call owes; None where one of them flows on, into what was computed or sent here."""
+    weight, bias = call.weight, call.bias
     if type(weight) is Parameter:
-        return (weight, False) if weight.is_leaf and weight.requires_grad else (None, False)
-    base = weight._base
-    if type(base) is not Parameter or not (base.is_leaf and base.requires_grad and weight.requires_grad):
-        return None, False
-    other = base.transpose(-2, -1)
+        if not (weight.is_leaf and weight.requires_grad):
+            return None
+        parameter, swapped, piece = weight, False, None
+    else:
+        base = weight._base
+        if type(base) is not Parameter or not (base.is_leaf and base.requires_grad and weight.requires_grad):
+            return None
+        parameter, swapped = base, _is_swapped(weight, base)
+        piece = None if swapped else _piece_of(weight, base)
+        if not swapped and piece is None:
+            return None
+    if bias is None or not bias.requires_grad:
+        return Weights(rule, parameter, None, swapped, piece)
+    if type(bias) is Parameter and bias.is_leaf:
+        return Weights(rule, parameter, bias, swapped, piece)
+    whole = bias._base
+    if type(whole) is not Parameter or not whole.is_leaf or (rest := _piece_of(bias, whole)) is None:
+        return None
+    return Weights(rule, parameter, whole, swapped, piece, rest)
+
+
+def _is_swapped(weight: Tensor, base: Parameter) -> bool:
+    other = base.transpose(-2, -1) if base.dim() >= 2 else base
     swapped = weight.shape == other.shape and weight.stride() == other.stride()
-    return (base, True) if swapped and weight.dim() == base.dim() >= 2 and base.shape[-1] != 1 else (None, False)
+    return swapped and weight.dim() == base.dim() >= 2 and base.shape[-1] != 1
 
 
-def _is_known(bias: Tensor | None) -> bool:
-    return bias is None or not bias.requires_grad or (type(bias) is Parameter and bias.is_leaf)
+def _piece_of(view: Tensor, base: Parameter) -> Piece | None:
+    """Returns where `view` lies in `base`, as after a split, a chunk or an index; None where it meets numbers twice.
+
+    A view that was taken without gradients, or whose numbers are read as others, has a gradient of its own.
+    """
+    if view.grad_fn is None or view.dtype != base.dtype or view.is_complex() or not base.is_contiguous():
+        return None
+    reach = 1
+    for stride, size in sorted(zip(view.stride(), view.shape, strict=True)):
+        if size > 1 and stride < reach:
+            return None
+        reach = max(reach, stride * size)
+    return Piece(tuple(view.shape), view.stride(), int(view.storage_offset() - base.storage_offset()))
 
 
 def _defer(tape: Tape, weights: Weights, given: Operands) -> Tensor:
@@ -96,9 +122,15 @@ def _detached(tape: Tape, weights: Weights, call: Operands) -> Operands:
         dtype = torch.get_autocast_dtype(device)
         if input.dtype != torch.float64:
             cast = tape.cast(weights.weight, dtype)
-            weight = cast.transpose(-2, -1) if weights.swapped else cast
-            return Operands(input.to(dtype), weight, None if bias is None else tape.cast(bias, dtype), options)
+            weight = cast.transpose(-2, -1) if weights.swapped else weights.piece.of(cast) if weights.piece else cast
+            return Operands(input.to(dtype), weight, _cast_bias(tape, weights, bias, dtype), options)
     return Operands(input, weight.detach(), None if bias is None else bias.detach(), options)
+
+
+def _cast_bias(tape: Tape, weights: Weights, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if bias is None or weights.bias is None or weights.bias_piece is None:
+        return None if bias is None else tape.cast(bias, dtype)
+    return weights.bias_piece.of(tape.cast(weights.bias, dtype))
 
 
 class _Taker:

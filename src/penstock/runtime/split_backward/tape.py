@@ -13,6 +13,18 @@ _GATHERED_NUMBERS = 1 << 18
 """How many gradients may wait to be added by one call."""
 
 
+class Piece(NamedTuple):
+    """Where a piece of a parameter lies in it: sizes, strides, and how many numbers come before it."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    def of(self, whole: Tensor) -> Tensor:
+        """Returns this piece of `whole`, which is laid out as the parameter."""
+        return whole.as_strided(self.size, self.stride, whole.storage_offset() + self.offset)
+
+
 class Weights(NamedTuple):
     """Whose gradients an op owes.
 
@@ -21,12 +33,16 @@ class Weights(NamedTuple):
         weight: the parameter behind the op's weight.
         bias: the bias where it is a parameter that needs a gradient, else None.
         swapped: the op took the weight with its last two dimensions swapped.
+        piece: the op took this much of the weight; None for all of it.
+        bias_piece: likewise of the bias.
     """
 
     rule: Rule
     weight: Tensor
     bias: Tensor | None
     swapped: bool
+    piece: Piece | None = None
+    bias_piece: Piece | None = None
 
 
 class Entry(NamedTuple):
@@ -59,21 +75,25 @@ class Tape:
         return self.casts[key]
 
 
+_Key = tuple[int, Piece | None]
+"""A parameter's id, and which piece of it."""
+
+
 class _Sums:
     """Adds gradients to `.grad`: those of one parameter's uses are summed first, as autograd does it.
 
     Small ones are gathered and added by one call: for narrow layers a call costs more than the addition.
     """
 
-    def __init__(self, uses: dict[int, int]) -> None:
+    def __init__(self, uses: dict[_Key, int]) -> None:
         self._uses = uses
-        self._partial: dict[int, Tensor] = {}
+        self._partial: dict[_Key, Tensor] = {}
         self._sources: list[Tensor] = []
         self._targets: list[Tensor] = []
         self._gathered = 0
 
-    def add(self, parameter: Tensor, grad: Tensor) -> None:
-        key = id(parameter)
+    def add(self, parameter: Tensor, grad: Tensor, piece: Piece | None) -> None:
+        key = (id(parameter), piece)
         if self._uses[key] > 1 or key in self._partial:
             self._uses[key] -= 1
             earlier = self._partial.pop(key, None)
@@ -82,6 +102,12 @@ class _Sums:
                 self._partial[key] = grad
                 return
         target = parameter.grad
+        if piece is not None:
+            if target is None:
+                target = parameter.grad = torch.zeros_like(parameter, requires_grad=False)
+            elif not target.is_contiguous():  # as the parameter is
+                target = parameter.grad = target.contiguous()
+            target = piece.of(target)
         if target is None:
             parameter.grad = _as_laid_out(parameter, grad)
         elif target.dtype == grad.dtype:
@@ -105,21 +131,23 @@ def accumulate(entries: list[Entry]) -> None:
     entries.reverse()
     with torch.no_grad():
         while entries:
-            (rule, weight, bias, swapped), grad, call = entries.pop()
+            (rule, weight, bias, swapped, piece, bias_piece), grad, call = entries.pop()
             weight_grad, bias_grad = rule.weight_grads(grad, call, bias is not None)
-            sums.add(weight, weight_grad.transpose(-2, -1) if swapped else weight_grad)
+            sums.add(weight, weight_grad.transpose(-2, -1) if swapped else weight_grad, piece)
             if bias is not None and bias_grad is not None:
-                sums.add(bias, bias_grad)
+                sums.add(bias, bias_grad, bias_piece)
         sums.flush()
 
 
-def _uses(entries: list[Entry]) -> dict[int, int]:
-    """Returns how often each parameter, by its id, is used."""
-    uses: dict[int, int] = {}
-    for (_, weight, bias, _), _, _ in entries:
-        uses[id(weight)] = uses.get(id(weight), 0) + 1
+def _uses(entries: list[Entry]) -> dict[_Key, int]:
+    """Returns how often each parameter, or piece of one, is used."""
+    uses: dict[_Key, int] = {}
+    for (_, weight, bias, _, piece, bias_piece), _, _ in entries:
+        key = (id(weight), piece)
+        uses[key] = uses.get(key, 0) + 1
         if bias is not None:
-            uses[id(bias)] = uses.get(id(bias), 0) + 1
+            key = (id(bias), bias_piece)
+            uses[key] = uses.get(key, 0) + 1
     return uses
 
 
