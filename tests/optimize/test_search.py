@@ -90,12 +90,12 @@ def test_equal_stages_with_twice_the_memory_are_within_a_hundredth_of_the_bound(
 def test_named_schedules_that_search_themselves_are_tried_at_every_size(monkeypatch: pytest.MonkeyPatch):
     """They were left out of many ops where the gap was below 1 %: one of them may be faster all the same."""
     monkeypatch.setattr(known, "_MANY", 100)
-    random = Random(4)
+    random = Random(1)
     seconds = [[random.uniform(0.7, 1.3) for _ in range(4)] for _ in range(3)]
-    found = optimize_schedule(4, 16, costs=ps.StageCosts(*seconds))
-    assert 0 < found.gap < 0.01
+    found = optimize_schedule(4, 16, costs=ps.StageCosts(*seconds), memory_limit=6)
+    assert 0.001 < found.gap < 0.01
     assert {"zb_auto", "zb_auto (these costs)"} <= set(found.named)
-    enough = optimize_schedule(4, 16, costs=ps.StageCosts(*seconds), search=Search(gap=0.05))
+    enough = optimize_schedule(4, 16, costs=ps.StageCosts(*seconds), memory_limit=6, search=Search(gap=0.05))
     assert "zb_auto" not in enough.named, "5 % above the bound is what was asked for"
 
 

@@ -173,3 +173,37 @@ def test_a_second_pipeline_of_the_same_modules_recomputes_what_it_says():
 
     for found in ps.run_ranks(rank, 2, timeout_seconds=20):
         assert found == [(4, 2)] * 2 + [(2, 2)] * 4 + [(4, 2)] * 2
+
+
+class Drawing(nn.Module):
+    """Draws when others have had time to draw, and notes what."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(WIDTH, dtype=torch.float64))
+        self.drawn: list[float] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(0.003)
+        noise = torch.rand(WIDTH, dtype=torch.float64)
+        self.drawn.append(float(noise[0]))
+        return x * self.weight.exp() * noise
+
+
+def test_without_a_seed_too_a_layer_draws_its_numbers_again():
+    """Symptom: gradients of a dropout that was not the forward's, where ranks are threads and there is no seed.
+
+    Cause: they share a generator, and another rank drew between the note of where it stood and the draw.
+    """
+    whole = nn.Sequential(Drawing(), Drawing())
+
+    def rank(transport: ps.LoopbackTransport) -> None:
+        pipe = ps.Pipeline(whole, mse, transport=transport, schedule="gpipe", num_microbatches=8, recompute="full")
+        for _ in range(2):  # in the first something is imported, and the ranks take turns
+            pipe.step(*data())
+
+    ps.run_ranks(rank, 2, timeout_seconds=20)
+    for layer in whole:
+        drawn = layer.drawn[16:]
+        assert len(set(drawn)) == 8
+        assert sorted(drawn[:8]) == sorted(drawn[8:])
