@@ -48,6 +48,8 @@ from penstock.train.gpt import build_gpt, lm_loss
 from penstock.train.launch import KEEPS_MEMORY
 
 MICROBATCHES = 8
+WARM_UP = 3
+"""Steps before the one that counts, after another schedule or a profile has run."""
 BETWEEN_PROFILES = 7
 """Schedules that run between two profiles."""
 
@@ -158,7 +160,8 @@ def _case(name: str, options: argparse.Namespace) -> list[Line]:
             some = order[start : start + BETWEEN_PROFILES]
             seconds = {}
             for each in some:
-                _step(pipes[each], case)  # caches are those of this schedule
+                for _ in range(WARM_UP):
+                    _step(pipes[each], case)  # caches and the allocator's memory are those of this schedule
                 transport.gather(torch.zeros(1))  # they begin together
                 seconds[each] = _step(pipes[each], case)
             profile()
