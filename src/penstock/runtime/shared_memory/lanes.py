@@ -33,6 +33,9 @@ _MESSAGES = 4
 _AWAKE_SECONDS = 0.05
 """How long a wait asks before it sleeps, where nobody else wants the core: one that slept computes slowly at first."""
 
+_SHORT_SECONDS = 60e-6
+"""How long it asks without giving way: what it takes to wake a sleeping core."""
+
 _TAKEN_SECONDS = 1e-3
 """Between two questions so much time passes only where somebody else had the core."""
 
@@ -96,7 +99,8 @@ class Patience:
             if semaphore.take(count):
                 return True
             self._push_others(lane)
-            os.sched_yield()  # lets other threads and processes have their turn
+            if now - begin > _SHORT_SECONDS:
+                os.sched_yield()  # lets other threads and processes have their turn
             before, now = now, time.perf_counter()
             if now - before > _TAKEN_SECONDS:
                 self._alone = False
