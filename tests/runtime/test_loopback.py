@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections import deque
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 import penstock as ps
 from penstock.errors import RankFailedError
 from penstock.ir.ops import Channel, Op, OpKind
+from penstock.runtime import loopback
 from penstock.runtime.transport import gather_bytes, gather_json
 
 DOWN, UP = Channel(0, 1, OpKind.F), Channel(1, 0, OpKind.B)
@@ -52,6 +55,23 @@ def test_messages_of_a_channel_arrive_in_order_and_channels_do_not_mix():
     first, second = ps.run_ranks(rank, 2, timeout_seconds=5)
     assert first == [100 + i for i in range(20)]
     assert second == list(range(20))
+
+
+def test_both_ends_may_be_the_first_of_their_channel_at_the_same_time(monkeypatch: pytest.MonkeyPatch):
+    """A thread that makes the channel's queue may be interrupted, e.g. by a garbage collection's finalizers."""
+
+    class Interrupted(deque[Any]):
+        def __init__(self) -> None:
+            time.sleep(0.05)
+
+    monkeypatch.setattr(loopback, "deque", Interrupted)
+
+    def rank(transport: ps.LoopbackTransport) -> float:
+        buffer = number(1 - transport.rank)
+        (transport.send if transport.rank == 0 else transport.recv)(DOWN, buffer).wait()
+        return float(buffer)
+
+    assert ps.run_ranks(rank, 2, timeout_seconds=2) == [1, 1]
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(2), torch.zeros(1, dtype=torch.int32)])

@@ -117,18 +117,16 @@ class LoopbackTransport:
 
     def send(self, channel: Channel, tensor: torch.Tensor) -> _Half:
         """Starts to send `tensor`; done once the receiver has posted its end."""
-        half = _Half(self._hub, channel, tensor.detach(), sends=True)
-        return self._post(half, self._hub.sends[channel])
+        return self._post(_Half(self._hub, channel, tensor.detach(), sends=True), self._hub.sends)
 
     def recv(self, channel: Channel, tensor: torch.Tensor) -> _Half:
         """Starts to receive into `tensor`."""
-        half = _Half(self._hub, channel, tensor.detach(), sends=False)
-        return self._post(half, self._hub.receives[channel])
+        return self._post(_Half(self._hub, channel, tensor.detach(), sends=False), self._hub.receives)
 
-    def _post(self, half: _Half, queue: deque[_Half]) -> _Half:
+    def _post(self, half: _Half, queues: dict[Channel, deque[_Half]]) -> _Half:
         hub, channel = self._hub, half.channel
         with hub.changed:
-            queue.append(half)
+            queues[channel].append(half)
             while hub.sends[channel] and hub.receives[channel]:
                 _copy(hub.sends[channel].popleft(), hub.receives[channel].popleft())
             hub.changed.notify_all()
