@@ -23,10 +23,10 @@ from penstock.errors import UserError
 from penstock.schedules import one_f_one_b, zb_h1
 from penstock.simulator import simulate
 from penstock.timeline import Timeline
+from penstock.units import time_unit
 from penstock.view import page
 from penstock.view.comparison import compare
 from penstock.view.page import page_html, save_page
-from penstock.view.units import time_unit
 
 COSTS = StageCosts(0.001, 0.001, 0.001)
 

@@ -3,11 +3,11 @@
 from penstock.checkpoint.directory import latest
 from penstock.checkpoint.held import Stateful
 from penstock.checkpoint.manifest import Manifest, read_manifest
-from penstock.checkpoint.ranks import Exchange
 from penstock.checkpoint.read import read_tensors
 from penstock.checkpoint.saving import Loaded, Saver, load, save
 from penstock.checkpoint.shard import Shard
 from penstock.checkpoint.write import Label, write_checkpoint
+from penstock.runtime.transport import Exchange
 
 __all__ = [
     "Exchange",

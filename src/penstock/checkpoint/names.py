@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from penstock.checkpoint.spread import memory_of
 from penstock.runtime import Pipeline
+from penstock.runtime.spread import memory_of
 
 _COMPILED = "_orig_mod."
 """What `torch.compile(module)` puts before the names of the module's parameters."""

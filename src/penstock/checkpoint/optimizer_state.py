@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from penstock.checkpoint.spread import is_spread, part_like
 from penstock.errors import CheckpointError
+from penstock.runtime.spread import is_spread, part_like
 
 _TENSOR, _NUMBER = "optimizer", "optimizer_number"
 

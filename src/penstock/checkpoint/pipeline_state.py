@@ -30,10 +30,10 @@ from penstock.checkpoint.random_state import bytes_tensor, plain_value, random_t
 from penstock.checkpoint.ranks import Ranks
 from penstock.checkpoint.read import MODEL, check_fits, mapped_tensors, names_for, verify_tensors
 from penstock.checkpoint.shard import Shard
-from penstock.checkpoint.spread import part_like, whole
 from penstock.errors import CheckpointError, nearest
 from penstock.runtime import Pipeline
 from penstock.runtime.optimizer_state import stepped_stages_of
+from penstock.runtime.spread import part_like, whole
 
 _MOVEMENT = "movement/discrepancy/"
 _OF_A_RANK = ("random/", "state/", IN_FLIGHT)

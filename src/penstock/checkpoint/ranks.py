@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
@@ -11,9 +10,7 @@ from penstock.checkpoint.manifest import Layout
 from penstock.checkpoint.spread import spread_of
 from penstock.runtime import Pipeline
 from penstock.runtime.replicas import replicas_of
-
-Exchange = Callable[[bytes], list[bytes]]
-"""An all-gather: takes this rank's bytes, returns every rank's, by rank."""
+from penstock.runtime.transport import Exchange
 
 
 class Ranks(NamedTuple):

@@ -38,9 +38,9 @@ from penstock.checkpoint.manifest import (
     sync_directory,
     write_manifest,
 )
-from penstock.checkpoint.ranks import Exchange
 from penstock.checkpoint.shard import Shard, write_shard
 from penstock.errors import CheckpointError
+from penstock.runtime.transport import Exchange
 
 
 class Label(msgspec.Struct, frozen=True):

@@ -20,8 +20,8 @@ from penstock.optimize import Optimized, Search, optimize_schedule, placements
 from penstock.partition import Partition
 from penstock.profiler.costs import layer_costs
 from penstock.profiler.files import is_profile, load_profile
+from penstock.units import time_unit
 from penstock.view.terminal import print_grid
-from penstock.view.units import time_unit
 
 Chunks = Annotated[
     int | None,

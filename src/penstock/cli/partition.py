@@ -18,7 +18,7 @@ from penstock.errors import UserError, nearest
 from penstock.partition import Balanced, LayerCosts, best_partition
 from penstock.profiler.costs import layer_costs
 from penstock.profiler.files import is_profile, load_profile
-from penstock.view.units import size_unit, time_unit
+from penstock.units import size_unit, time_unit
 
 OptionalBytes = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", constructor=float, help_behavior_hint="")]
 InputFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE", constructor=Path, help_behavior_hint="")]

@@ -19,8 +19,8 @@ from penstock.errors import UserError
 from penstock.partition import LayerCosts
 from penstock.planner import Limits, MeasuredLayers, Plan, Planned, load_fleet, plan_to_json, plan_training
 from penstock.planner.reasons import why
+from penstock.units import size_unit, time_unit
 from penstock.view.plans import plan_table, plans_html
-from penstock.view.units import size_unit, time_unit
 
 _REFUSED_SHOWN = 8
 

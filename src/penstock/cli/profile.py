@@ -17,7 +17,7 @@ from rich.table import Table
 from penstock.cli.options import parse
 from penstock.cli.outputs import say_written
 from penstock.errors import UserError
-from penstock.view.units import size_unit, time_unit
+from penstock.units import size_unit, time_unit
 
 if TYPE_CHECKING:
     from penstock.profiler import Profile

@@ -15,9 +15,9 @@ from penstock.profiler.files import load_profile
 from penstock.profiler.prediction import Prediction, predict
 from penstock.simulator import simulate
 from penstock.timeline import Timeline
+from penstock.units import size_unit, time_unit
 from penstock.verifier import verify
 from penstock.view.tables import rank_table
-from penstock.view.units import size_unit, time_unit
 
 
 @dataclass(frozen=True)

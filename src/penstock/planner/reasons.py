@@ -9,6 +9,7 @@ from penstock.planner.candidates import RecomputeRule
 from penstock.planner.costing import Costing, fixed_bytes
 from penstock.planner.evaluation import Evaluation, Parts
 from penstock.planner.plan import Plan
+from penstock.units import size_text
 
 _WORDS = {
     "multiplication": "multiplying matrices",
@@ -39,7 +40,7 @@ def _faster(plan: Plan, other: Plan) -> str:
     gained = other.forecast.step_seconds - plan.forecast.step_seconds
     if gained <= _EQUAL * plan.forecast.step_seconds:
         saved = max(other.forecast.memory_bytes) - max(plan.forecast.memory_bytes)
-        return f"as fast as {other.name}" + (f", in {_text_of(saved)} less memory" if saved > 0 else "")
+        return f"as fast as {other.name}" + (f", in {size_text(saved)} less memory" if saved > 0 else "")
     mine, theirs = plan.forecast.seconds, other.forecast.seconds
     differs = {name: theirs[name] - mine[name] for name in Parts._fields}
     notable = sum(map(abs, differs.values())) * _NOTABLE
@@ -59,7 +60,7 @@ def too_large(plan: Evaluation, rule: RecomputeRule) -> str:
     one = plan.candidate
     again = {"as needed": ", all its layers run again", "always": ", all layers run again", "never": ""}[rule]
     return (
-        f"rank {rank} takes {_text_of(plan.memory[rank])} and has {_text_of(plan.limits[rank])}: it lacks "
+        f"rank {rank} takes {size_text(plan.memory[rank])} and has {size_text(plan.limits[rank])}: it lacks "
         f"{lacks[rank]:.0f} bytes, even with {one.schedule}, ZeRO {one.sharding} over {one.degrees.data} copies, "
         f"microbatches of {one.size}{again}"
     )
@@ -83,7 +84,7 @@ def layer_too_large(costing: Costing, degrees: list[int], most_sharding: int) ->
         way = f"tensor degree {fitting} would fit"
     return (
         f"{name} alone is too large for a device at tensor degree {lowest}: with one sequence it takes "
-        f"{_text_of(held)} and a device has {_text_of(room)}; {way}"
+        f"{size_text(held)} and a device has {size_text(room)}; {way}"
     )
 
 
@@ -98,8 +99,3 @@ def _largest_layer(costing: Costing, tensor: int, sharding: int) -> tuple[int, f
         held = held + layers.gradient + (layers.parameter if sharding == 3 else 0)
     layer = int(held.argmax())
     return layer, float(held[layer])
-
-
-def _text_of(num_bytes: float) -> str:
-    power, name = (30, "GiB") if num_bytes >= 2**30 else (20, "MiB")
-    return f"{num_bytes / 2**power:.4g} {name}"

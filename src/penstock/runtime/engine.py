@@ -223,9 +223,7 @@ class Engine:
             batch: the number of its step, and its first microbatch.
         """
         work, split = self._stages[op.stage], op[1:] in self._split
-        if self._seed is not None:
-            number = self._first_microbatch + op.microbatch - batch.first
-            work.module.surrounding = keyed_layers(self._seed, step=batch.step, microbatch=number)
+        self._key(work, op, batch)
         with torch.enable_grad():
             if op.stage == 0:
                 leaves: tuple[torch.Tensor, ...] = ()
@@ -333,9 +331,7 @@ class Engine:
         asked = self._now()
         boundary = None if way.taken is None else self._input(way.taken, way.channel)
         begin = self._now()
-        if self._seed is not None:
-            number = self._first_microbatch + op.microbatch - batch.first
-            work.module.surrounding = keyed_layers(self._seed, step=batch.step, microbatch=number)
+        self._key(work, op, batch)
         if self.entered is not None:
             self.entered[op.stage, op.microbatch] = batch.inputs[op.microbatch] if boundary is None else boundary
         leaves: tuple[torch.Tensor, ...] = ()
@@ -346,6 +342,12 @@ class Engine:
         self._deliver(op, way, leaves, output)
         self._noted.append((way.position, asked, begin, self._now()))
         self._links.reap()
+
+    def _key(self, work: StageWork, op: Op, batch: StepBatch) -> None:
+        """Makes the layers draw what belongs to the microbatch of `op`, wherever and whenever it runs."""
+        if self._seed is not None:
+            number = self._first_microbatch + op.microbatch - batch.first
+            work.module.surrounding = keyed_layers(self._seed, step=batch.step, microbatch=number)
 
     def _input(self, value: Value, channel: Channel | None) -> Boundary:
         if channel is None:

@@ -15,7 +15,9 @@ from penstock.models.hugging_face import Directory
 from penstock.runtime.agreement import Offer, agree
 from penstock.runtime.held_state import HeldState
 from penstock.runtime.replicas import Replicas
+from penstock.runtime.spread import is_spread, whole
 from penstock.runtime.stage_work import LossFunction
+from penstock.runtime.transport import Exchange
 
 
 class HuggingFaceFiles(HeldState):
@@ -25,7 +27,7 @@ class HuggingFaceFiles(HeldState):
     _replicas: Replicas | None
     _calls: int
     _calling: Callable[[str], AbstractContextManager[None]]
-    exchange: Callable[[bytes], list[bytes]]
+    exchange: Exchange
 
     @classmethod
     def from_pretrained(
@@ -81,10 +83,8 @@ class HuggingFaceFiles(HeldState):
 
     def _writes(self) -> bool:
         """Returns whether this pipeline writes: the first replica, and of those that share DTensors the first."""
-        from torch.distributed.tensor import DTensor  # takes a third as long to import as torch itself
-
-        spread = [value.device_mesh for value in self.state_dict().values() if isinstance(value, DTensor)]
-        later = any(any(mesh.get_coordinate() or ()) for mesh in spread)
+        state: dict[str, Any] = self.state_dict()
+        later = any(any(value.device_mesh.get_coordinate() or ()) for value in state.values() if is_spread(value))
         if self._replicas is not None and self._replicas.index:
             later = True
         return b"1" not in self.exchange(b"1" if later else b"0")
@@ -94,9 +94,7 @@ class HuggingFaceFiles(HeldState):
         parameters = {name for work in self._stages.values() for name in _parameter_names(work.module)}
         twice = parameters - self.plan.parameter_stages.keys()
         owned = {name: value for name, value in self.state_dict().items() if name not in twice}
-        from torch.distributed.tensor import DTensor  # as above
-
-        return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in owned.items()}
+        return {name: whole(value) for name, value in owned.items()}
 
     def _export(self, directory: Path, state: dict[str, torch.Tensor], beside: Path | None) -> None:
         from penstock.models.hugging_face.export import (

@@ -74,8 +74,7 @@ def apply_recompute(stage: nn.Module, recompute: Recompute | None, *, layers: Se
     chosen: list[str] = []
     for name, module in stage.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in chosen)
-        wanted = recompute is not None and not inside and _is_chosen(name, recompute, layers)
-        if recompute is not None and wanted:
+        if recompute is not None and not inside and _is_chosen(name, recompute, layers):
             chosen.append(name)
             _checkpoint(module, recompute.policy)
         elif _of_ours(module):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from penstock.costs import StageCosts
+from penstock.units import size_text
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,12 @@ class StageSizes:
                 stage.layers,
                 f"{stage.parameters:,}",
                 _share(stage.parameters, [each.parameters for each in self.stages]),
-                bytes_in_words(stage.parameter_bytes),
+                size_text(stage.parameter_bytes),
                 _share(stage.parameter_bytes, [each.parameter_bytes for each in self.stages]),
                 _share(stage.flops, [each.flops for each in self.stages]),
-                bytes_in_words(stage.activation_bytes),
+                size_text(stage.activation_bytes),
                 _share(stage.activation_bytes, [each.activation_bytes for each in self.stages]),
-                bytes_in_words(stage.boundary_bytes) if stage.boundary else "",
+                size_text(stage.boundary_bytes) if stage.boundary else "",
                 ", ".join(f"{name} {shape}".strip() for name, shape in stage.boundary.items()),
             ]
             for index, stage in enumerate(self.stages)
@@ -83,14 +84,7 @@ class StageSizes:
 _FLOPS = 1e12
 _HEADINGS = ("stage", "rank", "layers", "parameters", "", "bytes", "", "F", "kept", "", "boundary", "values")
 _SIDES = (">", ">", "<", ">", ">", ">", ">", ">", ">", ">", ">", "<")
-_UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
 
 def _share(part: float, all_parts: Sequence[float]) -> str:
     return f"{part / (sum(all_parts) or 1):.0%}"
-
-
-def bytes_in_words(num_bytes: int) -> str:
-    """Returns a number of bytes in a unit that suits it."""
-    name, each = next(((name, each) for name, each in _UNITS if num_bytes >= each), ("bytes", 1))
-    return f"{num_bytes / each:.4g} {name}"

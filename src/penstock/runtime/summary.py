@@ -8,7 +8,7 @@ from torch import nn
 
 from penstock.models import CutModel
 from penstock.runtime.plan import RunPlan
-from penstock.runtime.stage_sizes import bytes_in_words
+from penstock.units import size_text
 
 
 class _Size(NamedTuple):
@@ -30,7 +30,7 @@ def summarize(model: CutModel, plan: RunPlan) -> str:
         span = names[layers.start] if len(layers) == 1 else f"{names[layers.start]} … {names[layers.stop - 1]}"
         lines.append(
             f"stage {stage} on rank {plan.placement.rank_of(stage)}: {len(layers)} layers ({span}), "
-            f"{size.entries:,} parameters, {bytes_in_words(size.bytes)}, {size.bytes / total:.0%}"
+            f"{size.entries:,} parameters, {size_text(size.bytes)}, {size.bytes / total:.0%}"
         )
     return "\n".join([*lines, plan.reason] if plan.reason else lines)
 

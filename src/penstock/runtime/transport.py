@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -80,6 +80,10 @@ class Transport(Protocol):
     def close(self) -> None:
         """Releases what `open` set up."""
         ...
+
+
+Exchange = Callable[[bytes], list[bytes]]
+"""An all-gather: takes this rank's bytes, returns every rank's, by rank."""
 
 
 def gather_bytes(transport: Transport, payload: bytes) -> list[bytes]:

@@ -11,7 +11,7 @@ from penstock.profiler import Causes, Profile, causes, predict, profile
 from penstock.runtime import DistributedTransport, Pipeline, Transport
 from penstock.train.config import VOCABULARY, Config, ModelConfig
 from penstock.train.gpt import build_gpt, lm_loss
-from penstock.view.units import time_unit
+from penstock.units import time_unit
 
 _BLOCKS = 2
 """Blocks that are measured; the others cost the same."""

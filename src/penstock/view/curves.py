@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from penstock.timeline import Timeline
-from penstock.view.units import size_unit
+from penstock.units import size_unit
 
 _NAMED_RANKS = 8
 

@@ -38,12 +38,12 @@ from bokeh.resources import INLINE
 
 from penstock.errors import UserError
 from penstock.timeline import Timeline
+from penstock.units import Unit, time_unit
 from penstock.view.comparison import Row
 from penstock.view.page_comparison import comparison_figure, comparison_html
 from penstock.view.page_data import moments_of
 from penstock.view.page_panel import STATE_PIXELS, Panel, looks_of, models_of
 from penstock.view.palette import IDLE, LOOKS, TRANSFER, WAITING, look
-from penstock.view.units import Unit, time_unit
 
 _LONGEST_VIEW = 1.5
 """At first the page shows the time axis up to so many times the shortest makespan."""

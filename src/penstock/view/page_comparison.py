@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter, Range1d
 from bokeh.plotting import figure
 
+from penstock.units import time_unit
 from penstock.view.comparison import Row, pareto
 from penstock.view.labels import Box, Label, place_labels, stairs, strokes
-from penstock.view.units import time_unit
 
 _WIDTH, _HEIGHT, _LABEL_PIXELS = 560, 360, 11
 _MARGIN = 80

@@ -16,9 +16,9 @@ from bokeh.palettes import Viridis256, linear_palette
 from bokeh.plotting import figure
 
 from penstock.timeline import Timeline
+from penstock.units import Unit, size_unit
 from penstock.view.page_data import Sorted, memory_of, spans_of, waits_of
 from penstock.view.palette import IDLE, TRANSFER, WAITING, look
-from penstock.view.units import Unit, size_unit
 
 STATE_PIXELS = 210
 _ROW_PIXELS, _AXIS_PIXELS, _CURVE_PIXELS = 24, 54, 110

@@ -27,10 +27,10 @@ from matplotlib.transforms import offset_copy
 from penstock.errors import UserError
 from penstock.ir.ops import OpKind
 from penstock.timeline import Timeline
+from penstock.units import Unit, time_unit
 from penstock.view.bars import draw_bars
 from penstock.view.curves import draw_memory
 from penstock.view.palette import IDLE, LOOKS, OTHER, TRANSFER, WAITING, Shade, chunks_of, tinted
-from penstock.view.units import Unit, time_unit
 
 FORMATS: dict[str, dict[str, str | None]] = {
     ".png": {},

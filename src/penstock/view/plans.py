@@ -10,7 +10,7 @@ from rich.table import Table
 
 from penstock.planner.plan import Plan
 from penstock.planner.planning import Refused
-from penstock.view.units import size_unit, time_unit
+from penstock.units import size_unit, time_unit
 
 _HEADINGS = ("data", "tensor", "pipeline", "schedule", "chunks", "microbatch", "microbatches", "ZeRO", "again")
 _CAPTION = """\

@@ -21,8 +21,8 @@ from rich.text import Text
 
 from penstock.ir.ops import NO_MICROBATCH, Op, OpKind
 from penstock.timeline import Timeline
+from penstock.units import time_unit
 from penstock.view.palette import LOOKS, TRANSFER, look
-from penstock.view.units import time_unit
 
 _FILL, _TRANSFER, _IDLE = "─", "░", " "
 _MOST_STAVES = 6

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from penstock.errors import UserError
 from penstock.timeline import Timeline
+from penstock.units import Unit, time_unit
 from penstock.view.comparison import Row
-from penstock.view.units import Unit, time_unit
 
 _BUBBLE_CAPTION = """\
 step: {planned} planned, {measured} measured ({change})

@@ -54,7 +54,7 @@ def split(
         tape.entries = None
         after_input_half = gradients(twin, half_inputs)
         names = {id(parameter): name for name, parameter in twin.named_parameters()}
-        deferred = [names[id(entry.weights.weight)] for entry in entries]
+        deferred = [names[id(entry.weights.weight.parameter)] for entry in entries]
         accumulate(entries)
     return Halves(gradients(module, full_inputs), after_input_half, gradients(twin, half_inputs), deferred)
 

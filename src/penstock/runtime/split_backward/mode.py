@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from penstock.runtime.split_backward import linear, lookups  # noqa: F401  # they fill the table
 from penstock.runtime.split_backward.composites import COMPOSITES
 from penstock.runtime.split_backward.rules import RULES, Operands, Rule
-from penstock.runtime.split_backward.tape import Entry, Piece, Tape, Weights, accumulate
+from penstock.runtime.split_backward.tape import Entry, Owed, Piece, Tape, Weights, accumulate
 
 _PLAIN = frozenset({Tensor, Parameter})
 
@@ -53,33 +53,35 @@ class DeferWeightGradients(TorchFunctionMode):
 
 def _weights_of(rule: Rule, call: Operands) -> Weights | None:
     """Returns whose gradients a call owes; None where one of them flows on, into what was computed or sent here."""
-    weight, bias = call.weight, call.bias
-    if type(weight) is Parameter:
-        if not (weight.is_leaf and weight.requires_grad):
-            return None
-        parameter, swapped, piece = weight, False, None
-    else:
-        base = weight._base
-        if type(base) is not Parameter or not (base.is_leaf and base.requires_grad and weight.requires_grad):
-            return None
-        parameter, swapped = base, _is_swapped(weight, base)
-        piece = None if swapped else _piece_of(weight, base)
-        if not swapped and piece is None:
-            return None
-    if bias is None or not bias.requires_grad:
-        return Weights(rule, parameter, None, swapped, piece)
-    if type(bias) is Parameter and bias.is_leaf:
-        return Weights(rule, parameter, bias, swapped, piece)
-    whole = bias._base
-    if type(whole) is not Parameter or not whole.is_leaf or (rest := _piece_of(bias, whole)) is None:
+    swapped = _swapped(call.weight)
+    weight = _owed(call.weight if swapped is None else swapped)
+    if weight is None:
         return None
-    return Weights(rule, parameter, whole, swapped, piece, rest)
+    if call.bias is None or not call.bias.requires_grad:
+        return Weights(rule, weight, None, swapped is not None)
+    bias = _owed(call.bias)
+    return None if bias is None else Weights(rule, weight, bias, swapped is not None)
 
 
-def _is_swapped(weight: Tensor, base: Parameter) -> bool:
-    other = base.transpose(-2, -1) if base.dim() >= 2 else base
-    swapped = weight.shape == other.shape and weight.stride() == other.stride()
-    return swapped and weight.dim() == base.dim() >= 2 and base.shape[-1] != 1
+def _owed(tensor: Tensor) -> Owed | None:
+    """Returns what of a parameter `tensor` is; None where its gradient flows on, or where it needs none."""
+    if type(tensor) is Parameter:
+        return Owed(tensor) if tensor.is_leaf and tensor.requires_grad else None
+    base = tensor._base
+    if type(base) is not Parameter or not (base.is_leaf and base.requires_grad and tensor.requires_grad):
+        return None
+    piece = _piece_of(tensor, base)
+    return None if piece is None else Owed(base, piece)
+
+
+def _swapped(weight: Tensor) -> Parameter | None:
+    """Returns the parameter of which `weight` is all, with the last two dimensions swapped; None if it is not so."""
+    base = None if type(weight) is Parameter else weight._base
+    if type(base) is not Parameter or not weight.requires_grad or not weight.dim() == base.dim() >= 2:
+        return None
+    other = base.transpose(-2, -1)
+    alike = weight.shape == other.shape and weight.stride() == other.stride() and base.shape[-1] != 1
+    return base if alike else None
 
 
 def _piece_of(view: Tensor, base: Parameter) -> Piece | None:
@@ -107,7 +109,8 @@ def _defer(tape: Tape, weights: Weights, given: Operands) -> Tensor:
     call = _detached(tape, weights, given)
     if not call.input.requires_grad or _top_saved_tensors_default_hooks(False) is not None:
         apply: Callable[..., Tensor] = DeferredOp.apply
-        return apply(tape, weights, call, call.input, weights.weight, weights.bias)
+        bias = None if weights.bias is None else weights.bias.parameter
+        return apply(tape, weights, call, call.input, weights.weight.parameter, bias)
     output = weights.rule.forward(call)
     if output.grad_fn is not None:
         output.grad_fn.register_prehook(_Taker(tape, weights, call))
@@ -121,16 +124,15 @@ def _detached(tape: Tape, weights: Weights, call: Operands) -> Operands:
     if weights.rule.autocasts and device != "meta" and torch.is_autocast_enabled(device) and input.is_floating_point():
         dtype = torch.get_autocast_dtype(device)
         if input.dtype != torch.float64:
-            cast = tape.cast(weights.weight, dtype)
-            weight = cast.transpose(-2, -1) if weights.swapped else weights.piece.of(cast) if weights.piece else cast
-            return Operands(input.to(dtype), weight, _cast_bias(tape, weights, bias, dtype), options)
+            weight = weights.weight.of(tape.cast(weights.weight.parameter, dtype))
+            if weights.swapped:
+                weight = weight.transpose(-2, -1)
+            if weights.bias is not None:
+                bias = weights.bias.of(tape.cast(weights.bias.parameter, dtype))
+            elif bias is not None:
+                bias = tape.cast(bias, dtype)
+            return Operands(input.to(dtype), weight, bias, options)
     return Operands(input, weight.detach(), None if bias is None else bias.detach(), options)
-
-
-def _cast_bias(tape: Tape, weights: Weights, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    if bias is None or weights.bias is None or weights.bias_piece is None:
-        return None if bias is None else tape.cast(bias, dtype)
-    return weights.bias_piece.of(tape.cast(weights.bias, dtype))
 
 
 class _Taker:

@@ -25,24 +25,31 @@ class Piece(NamedTuple):
         return whole.as_strided(self.size, self.stride, whole.storage_offset() + self.offset)
 
 
+class Owed(NamedTuple):
+    """A parameter that is owed a gradient, or a piece of one; None for all of it."""
+
+    parameter: Tensor
+    piece: Piece | None = None
+
+    def of(self, whole: Tensor) -> Tensor:
+        """Returns as much of `whole`, which is laid out as the parameter."""
+        return whole if self.piece is None else self.piece.of(whole)
+
+
 class Weights(NamedTuple):
     """Whose gradients an op owes.
 
     Attributes:
         rule: how they are computed.
-        weight: the parameter behind the op's weight.
-        bias: the bias where it is a parameter that needs a gradient, else None.
+        weight: what is behind the op's weight.
+        bias: what is behind its bias where that needs a gradient, else None.
         swapped: the op took the weight with its last two dimensions swapped.
-        piece: the op took this much of the weight; None for all of it.
-        bias_piece: likewise of the bias.
     """
 
     rule: Rule
-    weight: Tensor
-    bias: Tensor | None
+    weight: Owed
+    bias: Owed | None
     swapped: bool
-    piece: Piece | None = None
-    bias_piece: Piece | None = None
 
 
 class Entry(NamedTuple):
@@ -92,7 +99,8 @@ class _Sums:
         self._targets: list[Tensor] = []
         self._gathered = 0
 
-    def add(self, parameter: Tensor, grad: Tensor, piece: Piece | None) -> None:
+    def add(self, owed: Owed, grad: Tensor) -> None:
+        parameter, piece = owed
         key = (id(parameter), piece)
         if self._uses[key] > 1 or key in self._partial:
             self._uses[key] -= 1
@@ -131,22 +139,20 @@ def accumulate(entries: list[Entry]) -> None:
     entries.reverse()
     with torch.no_grad():
         while entries:
-            (rule, weight, bias, swapped, piece, bias_piece), grad, call = entries.pop()
+            (rule, weight, bias, swapped), grad, call = entries.pop()
             weight_grad, bias_grad = rule.weight_grads(grad, call, bias is not None)
-            sums.add(weight, weight_grad.transpose(-2, -1) if swapped else weight_grad, piece)
+            sums.add(weight, weight_grad.transpose(-2, -1) if swapped else weight_grad)
             if bias is not None and bias_grad is not None:
-                sums.add(bias, bias_grad, bias_piece)
+                sums.add(bias, bias_grad)
         sums.flush()
 
 
 def _uses(entries: list[Entry]) -> dict[_Key, int]:
     """Returns how often each parameter, or piece of one, is used."""
     uses: dict[_Key, int] = {}
-    for (_, weight, bias, _, piece, bias_piece), _, _ in entries:
-        key = (id(weight), piece)
-        uses[key] = uses.get(key, 0) + 1
-        if bias is not None:
-            key = (id(bias), bias_piece)
+    for (_, weight, bias, _), _, _ in entries:
+        for owed in (weight,) if bias is None else (weight, bias):
+            key = (id(owed.parameter), owed.piece)
             uses[key] = uses.get(key, 0) + 1
     return uses
 

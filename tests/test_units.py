@@ -2,7 +2,7 @@
 
 import pytest
 
-from penstock.view.units import size_unit, time_unit
+from penstock.units import size_text, time_unit
 
 
 @pytest.mark.parametrize(
@@ -22,4 +22,4 @@ def test_a_time_below_every_unit_keeps_the_smallest() -> None:
     [(0, "0 bytes"), (1023, "1023 bytes"), (1024, "1 KiB"), (3 << 20, "3 MiB"), (80 << 30, "80 GiB")],
 )
 def test_sizes(num_bytes: float, text: str) -> None:
-    assert size_unit(num_bytes).text(num_bytes) == text
+    assert size_text(num_bytes) == text

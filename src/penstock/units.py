@@ -34,6 +34,11 @@ def size_unit(num_bytes: float) -> Unit:
     return _fitting(_SIZES, num_bytes) if num_bytes else _SIZES[-1]
 
 
+def size_text(num_bytes: float) -> str:
+    """Returns `num_bytes` in the largest unit in which it is at least 1: `1.5 GiB`."""
+    return size_unit(num_bytes).text(num_bytes)
+
+
 def _fitting(units: tuple[Unit, ...], value: float) -> Unit:
     if not value:
         return units[0]
