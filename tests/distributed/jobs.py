@@ -24,11 +24,15 @@ class Job(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How one rank ended: its exit code (-9 if it did not by itself), what it told, its errors."""
+    """How one rank ended: its exit code (-9 if it did not by itself), what it told, its errors, and when.
+
+    `at` is by the clock of `time.monotonic`, which all processes share.
+    """
 
     code: int
     lines: list[Any]
     errors: str
+    at: float
 
 
 def run_jobs(directory: Path, jobs: dict[str, Job], *, patience_seconds: float = 60.0) -> dict[str, list[Ended]]:
@@ -42,16 +46,17 @@ def run_jobs(directory: Path, jobs: dict[str, Job], *, patience_seconds: float =
         [sys.executable, str(HOST), order], env=environment, cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True
     ) as host:
         try:
-            codes = json.loads(host.communicate(timeout=patience_seconds + 60)[0])
+            ends = json.loads(host.communicate(timeout=patience_seconds + 60)[0])
         except BaseException:
             os.killpg(host.pid, signal.SIGKILL)  # it kills its ranks itself unless it is stuck
             raise
     return {
         name: [
             Ended(
-                codes[name][rank],
+                ends[name][rank][0],
                 [json.loads(line) for line in (directory / f"{name}.{rank}.out").read_text().splitlines()],
                 (directory / f"{name}.{rank}.err").read_text(),
+                ends[name][rank][1],
             )
             for rank in range(job.num_ranks)
         ]

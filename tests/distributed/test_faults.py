@@ -25,6 +25,8 @@ FAULTS = {
     "killed with the store": Fault("kill", 0, 2, own_store=True),
 }
 
+WAYS = ("shared memory", "gloo")
+
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Ended]]:
@@ -33,6 +35,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Ended]]
     for name, (what, culprit, num_ranks, own_store) in FAULTS.items():
         arguments = (what, str(culprit), *["own store"] * own_store)
         jobs[name] = Job("fault.py", arguments, num_ranks, unending=(culprit,) if what == "stop" else ())
+    jobs |= {way: Job("exception.py", (way,), 3) for way in WAYS}
     return run_jobs(tmp_path_factory.mktemp("faults"), jobs, patience_seconds=PATIENCE_SECONDS)
 
 
@@ -68,6 +71,21 @@ def test_a_rank_that_raises_is_named_with_its_place_and_its_error(outcomes):
     assert own["kind"] == "FloatingPointError"
     assert own["notes"] == [f"penstock: raised on rank 1, step 2, {WHERE}"]
     assert "this pipeline ended when call 2 (step) failed" in again["again"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_exception_in_a_stage_ends_all_ranks_within_ten_seconds(way: str, outcomes):
+    """Rank 0 waits for rank 1 with a deadline of 300 s, rank 2 is busy in its own stage; no patience is shortened."""
+    waiting, culprit, busy = outcomes[way]
+    (raised,) = [line["raised"] for line in culprit.lines]
+    assert [rank.code for rank in (waiting, culprit, busy)] == [1, 1, 1]
+    assert all(0 < rank.at - raised < 10 for rank in outcomes[way]), [rank.at - raised for rank in outcomes[way]]
+    assert "in forward\n" in culprit.errors, "the user's own traceback"
+    assert "FloatingPointError: overflow\n" in culprit.errors
+    assert f"penstock: raised on rank 1, step 2, {WHERE}\n" in culprit.errors
+    for rank in (waiting, busy):
+        assert f"rank 1 failed in step 2, {WHERE}: FloatingPointError: overflow" in rank.errors
+    assert "penstock: rank 2 was in step 2 at 2F1 (forward of stage 2 on microbatch 1)" in busy.errors
 
 
 def test_a_rank_that_leaves_early_is_named(outcomes):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 import penstock as ps
 from penstock.errors import BatchError, RankFailedError
+from penstock.runtime import register_weight_gradient
+from penstock.runtime.split_backward import RULES, Operands, Rule
 
 
 class Fuse(nn.Module):
@@ -77,6 +79,79 @@ def test_an_error_in_a_stage_says_where_and_reaches_every_rank(fuse: Fuse, where
         assert isinstance(error, RankFailedError)
         assert f"rank 1 failed in step 3, {where}: FloatingPointError: overflow in the fuse" in str(error)
     assert "noticed on rank 0, step 3, " in parts[0][0].__notes__[0]  # in its program; rank 2 may have ended its own
+
+
+HALVES = """
+halves p=2 m=2 weights=flush placement=0,1
+rank 0: F0 F1 I0 I1 W0 W1
+rank 1: F0 I0 F1 I1 W0 W1
+"""
+
+
+def late(_: Tensor, __: object, ___: bool) -> Any:
+    raise FloatingPointError("overflow in a weight gradient")
+
+
+def test_an_error_in_either_half_of_a_backward_says_which() -> None:
+    rule = Rule(
+        lambda input, other: Operands(input, other, None),
+        lambda call: call.input * call.weight,
+        lambda grad, call: grad * call.weight,
+        late,
+    )
+    register_weight_gradient(torch.mul, rule)
+
+    class Scaled(nn.Module):
+        def __init__(self, *, fails_in_w: bool) -> None:
+            super().__init__()
+            self.weight, self.fails_in_w = nn.Parameter(torch.ones(WIDTH, dtype=torch.float64)), fails_in_w
+            self.fuse = Fuse(2, backward=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.mul(x, self.weight) if self.fails_in_w else self.fuse(x) * self.weight
+
+    places = {True: "1W0 (weight gradient of stage 1 on microbatch 0)", False: "1I1 (input gradient of stage 1 on"}
+    try:
+        for fails_in_w, where in places.items():
+            model = nn.Sequential(nn.Linear(WIDTH, WIDTH).double(), Scaled(fails_in_w=fails_in_w))
+            own, other = told_by(model, schedule=ps.parse_grid(HALVES))
+            assert type(own) is FloatingPointError
+            assert own.__notes__[0].startswith(f"penstock: raised on rank 1, step 1, {where}")
+            assert f"rank 1 failed in step 1, {where}" in str(other)
+    finally:
+        del RULES[torch.mul]
+
+
+def test_an_error_in_an_optimizer_step_of_the_schedule_says_which() -> None:
+    class Failing(torch.optim.SGD):
+        steps = 0
+
+        def step(self, closure: Any = None) -> None:
+            self.steps += 1
+            if self.steps == 3 and self.param_groups[0]["params"][0].shape[0] == 1:
+                raise FloatingPointError("overflow in the optimizer")
+            super().step(closure)
+
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)).double()
+    schedule = ps.pipedream(2, 4)
+    own, other = told_by(model, schedule=schedule, optimizer=lambda parameters: Failing(parameters, lr=0.1))
+    assert type(own) is FloatingPointError
+    where = "1S2 (optimizer step of stage 1 on microbatch 2)"
+    assert own.__notes__ == [f"penstock: raised on rank 1, step 1, {where}"]
+    assert f"rank 1 failed in step 1, {where}: FloatingPointError: overflow in the optimizer" in str(other)
+
+
+def told_by(model: nn.Sequential, **arguments: Any) -> tuple[Exception, Exception]:
+    """Returns what the second of two ranks raised, and the first."""
+
+    def rank(transport: ps.LoopbackTransport) -> Exception:
+        pipe = ps.Pipeline(model, lambda output, _: output.square().mean(), transport=transport, **arguments)
+        with pytest.raises((FloatingPointError, RankFailedError)) as caught:
+            pipe.step(*batch(8))
+        return caught.value
+
+    first, second = ps.run_ranks(rank, 2, timeout_seconds=5)
+    return second, first
 
 
 def test_after_a_failed_step_every_call_is_refused_at_once():

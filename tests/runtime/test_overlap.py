@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import penstock as ps
 from penstock.ir.ops import Channel
 from penstock.runtime.transport import Pending
+from penstock.timeline import Timeline
 
 FORWARD, BACKWARD = 0.040, 0.060
 
@@ -84,24 +85,22 @@ class SlowLinks:
         return _Late(self, self._transport.recv(channel, tensor), channel)
 
 
-def shortest_step(schedule: ps.Schedule, seconds: float) -> float:
-    """Returns the shorter of two steps over links that are slow only after all shapes are known."""
+def steps_over(schedule: ps.Schedule, seconds: float) -> list[Timeline]:
+    """Returns two measured steps over links that are slow only after all shapes are known."""
     model = nn.Sequential(*(Sleeping() for _ in range(schedule.num_stages)))
     data = torch.ones(2 * schedule.num_microbatches, 4)
     sent: dict[Channel, list[float]] = defaultdict(list)
 
-    def rank(transport: ps.LoopbackTransport) -> list[float]:
+    def rank(transport: ps.LoopbackTransport) -> list[Timeline]:
         links = SlowLinks(transport, sent, 0.0)
         pipe = ps.Pipeline(model, mse, transport=links, schedule=schedule)
         pipe.step(data, data)
         links.seconds = seconds
         for _ in range(2):
             pipe.step(data, data)
-        steps = pipe._training.recorder.last(2)
-        return [step.end - step.start for step in steps]
+        return pipe.trace(2)
 
-    rows = ps.run_ranks(rank, schedule.num_ranks, timeout_seconds=30)
-    return min(map(max, zip(*rows, strict=True)))
+    return ps.run_ranks(rank, schedule.num_ranks, timeout_seconds=30)[0]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +120,27 @@ def test_a_step_over_slow_links_takes_as_long_as_simulated(schedule: ps.Schedule
     assert one_at_a_time > 1.1 * planned
     measured = math.inf
     for _ in range(8):  # no step is shorter than its sleeps; on a busy machine one may be longer
-        measured = min(measured, shortest_step(schedule, seconds))
+        measured = min(measured, *(timeline.makespan for timeline in steps_over(schedule, seconds)))
         if measured < 1.045 * planned:
             break
     assert measured == pytest.approx(planned, rel=0.05)
+
+
+def test_a_measured_wait_is_split_into_that_for_the_neighbour_and_that_for_the_message() -> None:
+    """As simulated: rank 1 waits for a forward of rank 0, then for what it sent; rank 0 for both ops of rank 1."""
+    schedule, seconds = ps.gpipe(2, 1), 0.050
+    costs = ps.StageCosts(forward=FORWARD, backward=BACKWARD, boundary_bytes=1)
+    planned = ps.simulate(schedule, costs, ps.Cluster.uniform(2, bytes_per_second=1 / seconds))
+    assert [planned.shares(rank)[:3] for rank in (0, 1)] == [
+        pytest.approx((FORWARD + BACKWARD, FORWARD + seconds + BACKWARD, seconds)),
+        pytest.approx((FORWARD + BACKWARD, FORWARD, seconds)),
+    ]
+    found: list[Timeline] = []
+    for _ in range(8):  # as above
+        found += steps_over(schedule, seconds)
+        shortest = min(found, key=lambda timeline: timeline.makespan)
+        if shortest.makespan < 1.03 * planned.makespan:
+            break
+    for rank in (0, 1):
+        assert shortest.shares(rank)[:3] == pytest.approx(planned.shares(rank)[:3], abs=0.2 * seconds)
+    assert {(wait.rank, wait.source) for wait in shortest.waits} == {(0, 1), (1, 0)}

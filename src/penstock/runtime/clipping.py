@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from penstock.errors import BatchError
+from penstock.errors import BatchError, check_type
 from penstock.runtime.transport import Transport
 
 
@@ -41,6 +41,7 @@ def clip(grads: Sequence[torch.Tensor], norm: torch.Tensor, *, max_norm: float) 
     Raises:
         BatchError: max_norm is not a positive number.
     """
+    check_type("max_norm", max_norm, int, float, example="1.0")
     if not max_norm > 0:
         raise BatchError(f"max_norm={max_norm}; use a number above 0, e.g. 1.0")
     factor = max_norm / (norm.item() + 1e-6)

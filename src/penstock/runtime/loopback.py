@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from penstock.errors import PenstockError, RankFailedError
+from penstock.errors import PenstockError, RankFailedError, UserError, check_type
 from penstock.ir.ops import Channel
 from penstock.runtime.cursor import Cursor
 
@@ -177,8 +177,12 @@ def run_ranks(
         timeout_seconds: how long a rank may wait for another.
 
     Raises:
+        UserError: num_ranks is no number of ranks.
         Exception: what the first failing rank raised; the others are woken and end.
     """
+    check_type("num_ranks", num_ranks, int, example="2")
+    if num_ranks < 1:
+        raise UserError(f"num_ranks={num_ranks}; use at least 1, e.g. num_ranks=2")
     hub = _Hub(num_ranks, timeout_seconds)
     results: list[Result | None] = [None] * num_ranks
     errors: dict[int, BaseException] = {}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from penstock.errors import BatchError, UserError
+from penstock.errors import BatchError, UserError, check_type
 from penstock.runtime.block_masks import is_block_mask, split_block_mask
 
 BatchRule = int | str | Callable[[Any, list[int]], Sequence[Any]]
@@ -35,6 +35,7 @@ class BatchRules:
     """
 
     def __init__(self, rules: Mapping[str, BatchRule] | None = None) -> None:
+        check_type("batch_rules", rules or {}, Mapping, example=_EXAMPLE)
         self._rules = dict(rules or {})
         for path, rule in self._rules.items():
             if not isinstance(path, str) or path.partition("[")[0] not in ("inputs", "targets"):

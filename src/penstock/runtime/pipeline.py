@@ -40,7 +40,7 @@ from penstock.runtime.replica_agreement import check_plans, check_weights
 from penstock.runtime.running import Running
 from penstock.runtime.stage_sizes import StageSizes
 from penstock.runtime.stage_work import LossFunction, StageWork
-from penstock.runtime.startup import facts_of, ranks_of
+from penstock.runtime.startup import check_given, facts_of, ranks_of
 from penstock.runtime.step_batch import StepBatch
 from penstock.runtime.step_shares import StepShares
 from penstock.runtime.stepping import (
@@ -148,6 +148,7 @@ class Pipeline(Running):
         plan: RunPlan | None = None
         problem: Exception | None = None
         try:
+            check_given({"loss_fn": loss_fn, "weight_fn": weight_fn}, seed=seed, device=device)
             layers = cut(model)
             plan = make_plan(
                 layers,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from penstock.errors import PartitionError, ScheduleError
+from penstock.errors import PartitionError, ScheduleError, check_type
 from penstock.ir.placement import Placement
 from penstock.ir.schedule import Schedule, WeightRule
 from penstock.lowering import lower
@@ -171,6 +171,7 @@ def choose_schedule(schedule: str | Path | Schedule, *, num_ranks: int, num_micr
     if isinstance(schedule, str) and not schedule.endswith(FILE_SUFFIXES):
         count = _number(num_microbatches, schedule, num_ranks)
         return named_schedule(schedule, num_ranks=num_ranks, num_microbatches=count)
+    check_type("schedule", schedule, str, Path, Schedule, example='"one_f_one_b"')
     chosen = schedule if isinstance(schedule, Schedule) else load_schedule(schedule)
     if chosen.num_ranks != num_ranks:
         raise ScheduleError(

@@ -13,7 +13,7 @@ from torch.autograd.graph import GradientEdge, _engine_run_backward, get_gradien
 from penstock.errors import BatchError
 from penstock.models import Stage
 from penstock.runtime.boundary import BoundarySpec, flatten, unflatten
-from penstock.runtime.split_backward import DeferWeightGradients, Tape, accumulate
+from penstock.runtime.split_backward import DeferredForward, Tape, accumulate
 from penstock.runtime.split_backward.tape import Entry
 
 LossFunction = Callable[[Any, Any], torch.Tensor]
@@ -53,7 +53,7 @@ class StageWork:
         self._in_flight: dict[int, _InFlight] = {}
         self.writes_input: bool | None = None
         self._tape = Tape()
-        self._deferring = DeferWeightGradients(self._tape)
+        self._deferring = DeferredForward(module, self._tape)
         self._deferred: dict[int, list[Entry]] = {}
 
     def finish(self) -> None:

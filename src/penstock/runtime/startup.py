@@ -10,12 +10,36 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 from penstock._version import __version__
-from penstock.errors import HandshakeError
+from penstock.errors import HandshakeError, UserError, check_type
 from penstock.models import CutModel
 from penstock.runtime.distributed import DistributedTransport
 from penstock.runtime.plan import RunPlan
 from penstock.runtime.replicas import Replicas
 from penstock.runtime.transport import Transport
+
+
+def check_given(functions: Mapping[str, object], *, seed: int | None, device: torch.device | str | None) -> None:
+    """Refuses arguments of a Pipeline that nothing else looks at before they are used.
+
+    Args:
+        functions: name of an argument -> a function, or None.
+        seed: as for Pipeline.
+        device: likewise.
+
+    Raises:
+        UserError: no function, no whole number, or no device of this host.
+    """
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            example = "torch.nn.functional.cross_entropy" if name == "loss_fn" else "lambda targets: targets.numel()"
+            raise UserError(f"{name}={function!r} is no function; give e.g. {example}")
+    check_type("seed", seed, int, type(None), example="seed=0, or leave it out")
+    try:
+        kind = torch.device(device or "cpu").type
+    except (RuntimeError, TypeError):
+        raise UserError(f'device={device!r} is no device; use e.g. "cpu" or "cuda:0"') from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f'device="{device}" and this host has no CUDA device that torch can use; use device="cpu"')
 
 
 def ranks_of(
@@ -25,6 +49,8 @@ def ranks_of(
     if not timeout_seconds > 0:
         raise HandshakeError(f"timeout_seconds={timeout_seconds}; use a number of seconds above 0, e.g. 300")
     if transport is not None:
+        if not hasattr(transport, "rank"):
+            raise HandshakeError(f"transport={transport!r}; give the one that penstock.run_ranks hands to each rank")
         if mesh is not None:
             raise HandshakeError("mesh and transport are both given; give one of them")
         return transport, None

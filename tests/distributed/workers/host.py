@@ -1,4 +1,4 @@
-"""Forks the ranks of all jobs of an order, holds their stores as torchrun's agent does, tells their exit codes."""
+"""Forks the ranks of all jobs of an order, holds their stores as torchrun's agent does, tells how and when they end."""
 
 from __future__ import annotations
 
@@ -61,23 +61,23 @@ def main() -> None:
             pipes.setdefault(name, []).append(write)
     # Only now, since a store has threads and a fork takes none along.
     stores = {name: dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for name in jobs}
-    for name, ends in pipes.items():
-        for end in ends:
+    for name, written in pipes.items():
+        for end in written:
             os.write(end, str(stores[name].port).encode())
-    codes = {name: [-9] * job[2] for name, job in jobs.items()}
+    ends = {name: [(-9, float("inf"))] * job[2] for name, job in jobs.items()}
     unending = {pid for pid, (name, rank) in ranks.items() if rank in jobs[name][3]}
     give_up = time.monotonic() + order["patience_seconds"]
     while ranks.keys() - unending and time.monotonic() < give_up:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid:
             name, rank = ranks.pop(pid)
-            codes[name][rank] = os.waitstatus_to_exitcode(status)
+            ends[name][rank] = os.waitstatus_to_exitcode(status), time.monotonic()
         else:
             time.sleep(0.02)
     for pid in ranks:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    print(json.dumps(codes), flush=True)
+    print(json.dumps(ends), flush=True)
 
 
 if __name__ == "__main__":

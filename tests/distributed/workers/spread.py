@@ -1,4 +1,7 @@
-"""Two processes share the matrices of a model as tensor parallelism does: what they save opens anywhere, and back."""
+"""Two processes share the matrices of a model as tensor parallelism does: what they save opens anywhere, and back.
+
+Then of their backwards in two halves.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from pathlib import Path
 
 import torch
 from joined import arguments, join, tell
+from tensor_parallel import tell_of_halves
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -81,3 +85,5 @@ try:
     checkpoint.save(root / "plane", pipe)
 except ps.UserError as error:
     tell(refused=str(error), there=(root / "plane").exists())
+
+tell_of_halves(init_device_mesh("cpu", (2, 1), mesh_dim_names=("tp", "pp")))

@@ -158,6 +158,19 @@ def test_autocast_runs_the_deferred_ops_in_the_lower_precision():
     assert halves.after_both["0.up.weight"].dtype == torch.float32
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_that_are_in_autocasts_precision_already_get_their_gradient_once(bias: bool):
+    """Symptom: twice the gradient. Cause: a cast that had nothing to do gave the parameter itself to the op."""
+
+    def run(module: nn.Module, inputs: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return module(inputs)  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    module = nn.Linear(6, 4, bias=bias).bfloat16()
+    assert_bitwise(split(module, torch.randn(5, 6, dtype=torch.bfloat16), run=run))
+
+
 def test_under_no_grad_nothing_is_put_off():
     def run(module: nn.Module, x: Tensor) -> Tensor:
         with torch.no_grad():

@@ -24,6 +24,12 @@ class With(nn.Module):
         return self.function(x, self.weight, self.bias)
 
 
+def conv1d_of_gpt2() -> nn.Module:
+    from transformers.pytorch_utils import Conv1D
+
+    return Conv1D(4, 6)
+
+
 CASES = {
     "linear": (lambda: nn.Linear(6, 4), (5, 6)),
     "linear 3d": (lambda: nn.Linear(6, 4), (2, 5, 6)),
@@ -40,6 +46,7 @@ CASES = {
     "conv3d without bias": (lambda: nn.Conv3d(2, 3, 2, bias=False), (2, 2, 4, 4, 4)),
     "transposed conv1d": (lambda: nn.ConvTranspose1d(4, 6, 3, stride=2, output_padding=1), (2, 4, 5)),
     "transposed conv2d": (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2), (2, 4, 5, 5)),
+    "Hugging Face's Conv1D": (conv1d_of_gpt2, (2, 5, 6)),
     "addmm": (lambda: With((6, 4), lambda x, w, b: torch.addmm(b, x, w), 4), (5, 6)),
     "x @ w": (lambda: With((6, 4), lambda x, w, b: x @ w), (2, 5, 6)),
     "x @ w.T": (lambda: With((4, 6), lambda x, w, b: x @ w.T), (5, 6)),

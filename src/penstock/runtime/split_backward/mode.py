@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._autograd import _top_saved_tensors_default_hooks
-from torch.nn import Parameter
+from torch.nn import Parameter, functional
 from torch.overrides import TorchFunctionMode
 
 from penstock.runtime.split_backward import linear, lookups  # noqa: F401  # they fill the table
-from penstock.runtime.split_backward.composites import COMPOSITES
+from penstock.runtime.split_backward.composites import composites
 from penstock.runtime.split_backward.rules import RULES, Operands, Rule
 from penstock.runtime.split_backward.tape import Entry, Owed, Piece, Tape, Weights, accumulate
+from penstock.runtime.spread import is_spread
 
 _PLAIN = frozenset({Tensor, Parameter})
 
@@ -24,11 +25,16 @@ class DeferWeightGradients(TorchFunctionMode):
 
     It is active in a forward whose backward is split, and in I, where activation checkpointing runs a forward
     once more. Code that torch.compile traces keeps autograd's own nodes.
+
+    Attributes:
+        met: whether an op that owes weight gradients has come by.
     """
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()
         self._tape = tape
+        self._composites = composites(lambda *operands: self.run(functional.linear, operands, {}))
+        self.met = False
 
     def __torch_function__(
         self,
@@ -37,18 +43,25 @@ class DeferWeightGradients(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        rule = RULES.get(func)
-        if rule is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            call = rule.parse(*args, **(kwargs or {}))
-            if call is not None and type(call.input) in (Tensor, Parameter):
+        if func in RULES:
+            return self.run(func, args, kwargs or {})
+        composite = self._composites.get(func)
+        if composite is not None and _PLAIN.issuperset(types) and not torch.compiler.is_compiling():
+            return composite(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Returns what `func`, which has a rule, gives; its weight gradients go to the tape where it owes any."""
+        if not torch.compiler.is_compiling():
+            rule = RULES[func]
+            call = rule.parse(*args, **kwargs)
+            if call is not None and (type(call.input) in _PLAIN or is_spread(call.input)):
                 weights = _weights_of(rule, call)
                 if weights is not None:
-                    return _defer(self._tape, weights, call)
-        composite = COMPOSITES.get(func)
-        if composite is not None and _PLAIN.issuperset(types) and not torch.compiler.is_compiling():
-            with self:
-                return composite(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+                    self.met = True
+                    if torch.is_grad_enabled():
+                        return _defer(self._tape, weights, call)
+        return func(*args, **kwargs)
 
 
 def _weights_of(rule: Rule, call: Operands) -> Weights | None:
@@ -65,7 +78,7 @@ def _weights_of(rule: Rule, call: Operands) -> Weights | None:
 
 def _owed(tensor: Tensor) -> Owed | None:
     """Returns what of a parameter `tensor` is; None where its gradient flows on, or where it needs none."""
-    if type(tensor) is Parameter:
+    if type(tensor) is Parameter or is_spread(tensor):
         return Owed(tensor) if tensor.is_leaf and tensor.requires_grad else None
     base = tensor._base
     if type(base) is not Parameter or not (base.is_leaf and base.requires_grad and tensor.requires_grad):
@@ -106,33 +119,40 @@ def _defer(tape: Tape, weights: Weights, given: Operands) -> Tensor:
     the output gradient. Where the input needs none there would be no node, and under hooks on saved tensors
     (activation checkpointing, offloading) it is autograd that must keep the input. Both get a node of ours.
     """
-    call = _detached(tape, weights, given)
+    call = kept = _detached(tape, weights, given)
+    if call.input is not given.input:
+        kept = call._replace(input=tape.shared(given.input, call.input))
     if not call.input.requires_grad or _top_saved_tensors_default_hooks(False) is not None:
         apply: Callable[..., Tensor] = DeferredOp.apply
         bias = None if weights.bias is None else weights.bias.parameter
-        return apply(tape, weights, call, call.input, weights.weight.parameter, bias)
+        return apply(tape, weights, kept, call.input, weights.weight.parameter, bias)
     output = weights.rule.forward(call)
     if output.grad_fn is not None:
-        output.grad_fn.register_prehook(_Taker(tape, weights, call))
+        output.grad_fn.register_prehook(_Taker(tape, weights, kept))
     return output
 
 
 def _detached(tape: Tape, weights: Weights, call: Operands) -> Operands:
     """Returns the operands as the op computes with them: weights without gradients, in autocast's precision."""
     input, weight, bias, options = call
-    device = input.device.type
-    if weights.rule.autocasts and device != "meta" and torch.is_autocast_enabled(device) and input.is_floating_point():
-        dtype = torch.get_autocast_dtype(device)
-        if input.dtype != torch.float64:
-            weight = weights.weight.of(tape.cast(weights.weight.parameter, dtype))
-            if weights.swapped:
-                weight = weight.transpose(-2, -1)
-            if weights.bias is not None:
-                bias = weights.bias.of(tape.cast(weights.bias.parameter, dtype))
-            elif bias is not None:
-                bias = tape.cast(bias, dtype)
-            return Operands(input.to(dtype), weight, bias, options)
+    if weights.rule.autocasts and torch._C._is_any_autocast_enabled() and _is_cast(input):
+        dtype = torch.get_autocast_dtype(input.device.type)
+        weight = weights.weight.of(tape.cast(weights.weight.parameter, dtype))
+        if weights.swapped:
+            weight = weight.transpose(-2, -1)
+        if weights.bias is not None:
+            bias = weights.bias.of(tape.cast(weights.bias.parameter, dtype))
+        elif bias is not None:
+            bias = tape.cast(bias, dtype)
+        return Operands(input.to(dtype), weight, bias, options)
     return Operands(input, weight.detach(), None if bias is None else bias.detach(), options)
+
+
+def _is_cast(input: Tensor) -> bool:
+    """Returns whether the autocast in force is of the input's device, and takes numbers like these."""
+    device = input.device.type
+    autocasts = device != "meta" and torch.is_autocast_enabled(device)
+    return autocasts and input.is_floating_point() and input.dtype != torch.float64
 
 
 class _Taker:
@@ -167,7 +187,7 @@ class DeferredOp(torch.autograd.Function):
         ctx: Any, tape: Tape, weights: Weights, call: Operands, input: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
         """Returns the op's output; `input`, `weight` and `bias` are there for autograd to see."""
-        ctx.save_for_backward(input)
+        ctx.save_for_backward(call.input)
         ctx.set_materialize_grads(False)
         ctx.op = (tape, weights, call[1:])
         return weights.rule.forward(call)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import NamedTuple
 
 import torch
@@ -71,15 +72,30 @@ class Tape:
     def __init__(self) -> None:
         self.entries: list[Entry] | None = None
         self.casts: dict[tuple[Tensor, torch.dtype], Tensor] = {}
+        self._last: tuple[weakref.ref[Tensor], int, weakref.ref[Tensor]] | None = None
 
     def cast(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """Returns the weight in `dtype`, converted once a step."""
+        """Returns the weight in `dtype` without its gradient, converted once a step."""
         if weight.dtype == dtype:
-            return weight
+            return weight.detach()
         key = (weight, dtype)
         if key not in self.casts:
             self.casts[key] = weight.detach().to(dtype)
         return self.casts[key]
+
+    def shared(self, input: Tensor, cast: Tensor) -> Tensor:
+        """Returns `cast`, or what the op before made of the same `input`: layers that read one keep one for W.
+
+        Each computes with a cast of its own all the same, since autograd adds up their gradients behind it.
+        """
+        if cast is input:
+            return cast
+        if self._last is not None:
+            before, version, made = self._last[0](), self._last[1], self._last[2]()
+            if before is input and version == input._version and made is not None and made.dtype == cast.dtype:
+                return made
+        self._last = (weakref.ref(input), input._version, weakref.ref(cast))
+        return cast
 
 
 _Key = tuple[int, Piece | None]
@@ -118,14 +134,14 @@ class _Sums:
             target = piece.of(target)
         if target is None:
             parameter.grad = _as_laid_out(parameter, grad)
-        elif target.dtype == grad.dtype:
+        elif target.dtype == grad.dtype and type(target) is Tensor:
             self._targets.append(target)
             self._sources.append(grad)
             self._gathered += grad.numel()
             if self._gathered > _GATHERED_NUMBERS:
                 self.flush()
         else:
-            target.add_(grad)  # autocast computed in a lower precision
+            target.add_(grad)  # autocast computed in a lower precision, or a DTensor
 
     def flush(self) -> None:
         if self._targets:

@@ -1,4 +1,5 @@
-"""A checkpoint of a model whose matrices several processes share holds them whole, and opens with and without them."""
+"""A model whose matrices several processes share: checkpoints hold them whole and open with and without them; they wait
+for W like any other, and get the unsplit gradient."""
 
 import pytest
 from tests.distributed.jobs import Ended, Job, run_jobs
@@ -42,5 +43,21 @@ def test_what_is_loaded_is_spread_again(ranks: list[Ended]):
 
 def test_tensors_over_two_axes_are_refused_by_name_before_anything_is_written(ranks: list[Ended]):
     for rank in ranks:
-        assert '"2.weight" is a DTensor over 2 axes' in rank.lines[-1]["refused"]
-        assert not rank.lines[-1]["there"]
+        (line,) = [line for line in rank.lines if "refused" in line]
+        assert '"2.weight" is a DTensor over 2 axes' in line["refused"]
+        assert not line["there"]
+
+
+def test_shared_matrices_wait_for_w_and_get_the_unsplit_gradients(ranks: list[Ended]) -> None:
+    """Symptom it had: I gave them their gradients at once, so that a zero-bubble schedule had empty W. Cause: a DTensor
+    was no known kind of parameter."""
+    for rank in ranks:
+        halves, *outcomes = [line for line in rank.lines if "claim" in line]
+        matrices = [f"{i}.{which}.weight" for i in (2, 3) for which in ("down", "up")]
+        assert halves["put_off"] == ["0.weight", "1.weight", *matrices, "4.weight"]
+        assert halves["early"] == [f"{i}.norm.{which}" for i in (2, 3) for which in ("bias", "weight")]
+        assert [outcome["claim"] for outcome in outcomes] == ["gradients", "recomputed"]
+        for outcome in outcomes:
+            assert outcome["worst"] < 1e-12, outcome
+            assert outcome["names"]
+            assert outcome["types"] == ["DTensor", "Tensor"]
