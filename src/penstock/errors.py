@@ -7,6 +7,7 @@ works. `UserError` is what a command prints as one line, without a traceback.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -67,6 +68,23 @@ def nearest(name: str, known: Iterable[str]) -> str:
     spelled = {candidate.casefold(): candidate for candidate in known}
     matches = difflib.get_close_matches(name.casefold(), list(spelled), n=1, cutoff=0.6)
     return f' Did you mean "{spelled[matches[0]]}"?' if matches else ""
+
+
+def told(error: BaseException) -> str:
+    """Returns what code of the user's raised, as the rest of a sentence: `raised ValueError: …, at net.py:8`.
+
+    The place is the last line that is neither torch's nor penstock's; where there is none, it is left out.
+    """
+    import traceback  # which takes milliseconds, and only a failure needs
+
+    lines = traceback.extract_tb(error.__traceback__)
+    own = [line for line in lines if not any(part in line.filename for part in _NOT_THE_USERS)]
+    place = f", at {os.path.relpath(own[-1].filename)}:{own[-1].lineno}" if own else ""
+    words = str(error).strip().partition("\n")[0] or "without a word"
+    return f"raised {type(error).__name__}: {words}{place}"
+
+
+_NOT_THE_USERS = ("site-packages", "<frozen", os.path.dirname(__file__))
 
 
 def check_type(name: str, value: object, *expected: type, example: str) -> None:

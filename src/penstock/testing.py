@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from penstock.errors import ModelError, PenstockError, told
 from penstock.ir.schedule import Schedule
 from penstock.models import LayerSpec, Stage, cut
 from penstock.models.lazy import built
@@ -21,6 +22,7 @@ from penstock.runtime.feed import WeightFunction
 from penstock.runtime.microbatches import BatchRule, BatchRules, even_sizes
 from penstock.runtime.randomness import keyed_layers
 from penstock.runtime.stage_work import LossFunction
+from penstock.schedules.sizes import check_sizes
 
 
 def reference_step(  # noqa: PLR0913  # the arguments of a Pipeline and of its step, in one call
@@ -153,17 +155,24 @@ def check_against_reference(  # noqa: PLR0913  # as above
 
     Raises:
         UserError: what Pipeline raises for these arguments.
+        ModelError: the unsplit model fails on this batch.
     """
-    loss, expected = reference_gradients(
-        model,
-        loss_fn,
-        inputs,
-        targets,
-        num_microbatches=num_microbatches,
-        weight_fn=weight_fn,
-        seed=seed,
-        batch_rules=batch_rules,
-    )
+    check_sizes("check", num_ranks=num_ranks, num_microbatches=num_microbatches)
+    try:
+        loss, expected = reference_gradients(
+            model,
+            loss_fn,
+            inputs,
+            targets,
+            num_microbatches=num_microbatches,
+            weight_fn=weight_fn,
+            seed=seed,
+            batch_rules=batch_rules,
+        )
+    except PenstockError:
+        raise
+    except Exception as error:  # the user's model or loss, which may raise anything
+        raise ModelError(f"the unsplit model, or its loss, {told(error)}; it has to run by itself first") from error
     twin = copy.deepcopy(model)
     if cut(twin).fill is None:  # else the pipeline makes its parameters, without gradients
         _whole(twin).zero_grad()

@@ -130,3 +130,41 @@ def test_a_model_that_keeps_count_of_its_calls_is_found_wrong(file: Path, capsys
 def test_what_is_not_there_is_told(file: Path, name: str, message: str, capsys: pytest.CaptureFixture[str]):
     assert main(["check", "--model", name.format(file=file)]) == 1
     assert message in capsys.readouterr().err
+
+
+WRONG = {
+    "broken": ("net.py:broken raised ValueError: no data, at net.py:2", "it has to run by itself first"),
+    "uneven": ("the unsplit model, or its loss, raised RuntimeError", "it has to run by itself first"),
+    "net -m 0": ("num_microbatches=0", "use at least 1"),
+    "net -p 0": ("num_ranks=0", "use at least 1"),
+    "net --tolerance -1": ("--tolerance -1.0", "e.g. --tolerance 1e-6"),
+    "other": ("net.py has no function other", "It has broken"),
+}
+"""Function and options -> what is said: each once ended in a traceback, or in WRONG."""
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_what_is_wrong_with_the_function_is_told_in_a_sentence(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        "def broken():",
+        "    raise ValueError('no data')",
+        "def _pair(targets):",
+        "    import torch",
+        "    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))",
+        "    return model, torch.nn.functional.cross_entropy, torch.rand(4, 4), torch.zeros(4, targets)",
+        "def uneven():",
+        "    return _pair(3)",
+        "def net():",
+        "    return _pair(4)",
+    ]
+    (tmp_path / "net.py").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    function, *options = words.split()
+    assert main(["check", "--model", f"net.py:{function}", *options]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("penstock: ")
+    assert err.count("\n") == 1
+    for said in WRONG[words]:
+        assert said in err

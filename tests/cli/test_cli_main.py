@@ -1,5 +1,6 @@
 """The command line as a whole: help, near misses, exit codes, and no traceback for a user's mistake."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -116,3 +117,18 @@ def test_help_and_show_load_neither_torch_nor_matplotlib() -> None:
         "sys.exit(bool({'torch', 'matplotlib', 'bokeh'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def test_a_path_that_the_system_refuses_is_told_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Symptom: `penstock convert … /proc/x/y` ended in a traceback."""
+
+    def run(argv: list[str]) -> int:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/proc/x")
+
+    monkeypatch.setattr("penstock.cli.verify.run", run)
+    assert main(["verify", "gpipe"]) == 1
+    assert capsys.readouterr().err == (
+        "penstock: /proc/x: No such file or directory; check the path, and that it is yours\n"
+    )

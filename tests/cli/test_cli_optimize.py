@@ -56,7 +56,10 @@ def test_each_rank_may_have_a_limit_of_its_own(tmp_path: Path, capsys: Captured)
         (["--effort", "-1"], "effort=-1.0"),
         (["--memory", "0.5"], "memory_limit=0.5 on rank 0"),
         (["--memory", "4", "3"], "memory_limit has 2 values for 4 ranks"),
-        (["-p", "2", "-m", "2", "--out", "absent/found.json"], "cannot write absent/found.json: No such file"),
+        (
+            ["-p", "2", "-m", "2", "--out", "absent/found.json"],
+            "cannot write absent/found.json: there is no folder absent",
+        ),
         (["--stage-costs", "absent.json"], "absent.json: cannot be read as JSON"),
     ],
 )

@@ -96,6 +96,18 @@ def test_a_profile_is_planned_with(files: Path, capsys: Captured) -> None:
     assert "data 1 × tensor 1 × pipeline 4" in capsys.readouterr().out
 
 
+def test_memory_is_told_beside_that_of_each_ranks_own_device(files: Path, capsys: Captured) -> None:
+    """Symptom: "42.98 … of 20.49 GiB". Cause: the least memory of any device stood behind what all ranks hold."""
+    small = CLUSTER.format(memory=5e6).replace("devices.gpu", "devices.small").replace('"gpu"', '"small"')
+    network = "[[network]]\nlatency_seconds = 1e-5\nbytes_per_second = 1e9\n"
+    (files / "mixed.toml").write_text(CLUSTER.format(memory=8e6) + small + network)
+    command = ["plan", "config.json", "mixed.toml", *SIZES, "--pipeline", "2", "--tensor", "1", "--sharding", "0"]
+    assert main([*command, "--out", "plan.json"]) == 0
+    told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("memory"))
+    first, second = (f"{held / 2**20:.4g}" for held in load_plan(files / "plan.json").forecast.memory_bytes)
+    assert told == f"memory     {first} of 7.629, {second} of 4.768 MiB"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -49,7 +49,9 @@ def test_the_page_has_both_timelines_below_each_other(run: Path) -> None:
 
 def test_a_directory_without_a_recording_is_named(tmp_path: Path, capsys: Captured) -> None:
     assert main(["trace", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == f"penstock: cannot read {tmp_path / RECORDING_FILE}: No such file or directory\n"
+    reason = f"cannot read {tmp_path / RECORDING_FILE}: No such file or directory"
+    remedy = "name the output of a finished penstock train, e.g. runs/gpt"
+    assert capsys.readouterr().err == f"penstock: {reason}; {remedy}\n"
 
 
 def test_a_simulation_alone_has_nothing_to_compare(tmp_path: Path, capsys: Captured) -> None:

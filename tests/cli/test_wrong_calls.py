@@ -102,6 +102,28 @@ COMMANDS: dict[str, Said] = {
     "verify directory": ("cannot read directory: Is a directory", "name a file with a schedule"),
     "verify whole.json -p 4": ("-p 4 contradicts whole.json, which has 2", "leave -p out for a file"),
     "simulate whole.json -m 3": ("-m 3 contradicts whole.json, which has 2", "leave -m out for a file"),
+    "show gpipe -p 4 -m 100000000": ("num_microbatches=100000000", "use at most e.g. num_microbatches=262144"),
+    "show gpipe -p 100000000 -m 4": ("num_ranks=100000000", "use at most e.g. num_ranks=64"),
+    "show gpipe --png none/a.png": (
+        "cannot write none/a.png: there is no folder none, make it first",
+        "folder that is",
+    ),
+    "simulate gpipe --json directory": ("cannot write directory: it is a folder", "name a file in a folder that is"),
+    "simulate gpipe --perfetto none/a": ("cannot write none/a: there is no folder none", "name a file in a folder"),
+    "profile --output none/p.json": ("cannot write none/p.json: there is no folder none", "name a file in a folder"),
+    "profile --hf torn.json": (
+        "torn.json: holds no Hugging Face config",
+        "name a model's directory or its config.json",
+    ),
+    "partition --costs none.json": ("none.json: cannot be read as JSON: No such file", "check the path, or write"),
+    "optimize --out none/x.json": ("cannot write none/x.json: there is no folder none", "name a file in a folder"),
+    "trace .": (
+        "cannot read timelines.json: No such file or directory",
+        "name the output of a finished penstock train",
+    ),
+    "trace torn.json": ("torn.json: not a recording of timelines", "name the output of a finished penstock train"),
+    "simulate gpipe --profile none.json": ("cannot read none.json", "penstock profile writes one"),
+    "simulate gpipe --profile torn.json": ("torn.json: not a profile", "penstock profile writes one"),
     "show whole.json -v 2": ("-v 2 contradicts whole.json, which has 1", "leave -v out for a file"),
 }
 """Command line -> what its sentence has."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from penstock.partition.chain import Chain, cut_candidates
-from penstock.partition.recompute import cheapest, choices
+from penstock.partition.recompute import Knapsack
 
 
 @pytest.mark.parametrize("num_microbatches", [1, 2, 8])
@@ -37,7 +37,7 @@ def test_the_least_of_fill_drain_and_bottleneck_is_among_the_candidates(seed: in
 def test_the_knapsack_finds_the_quickest_set_that_saves_enough(seed: int):
     random = Random(seed)
     layers = [(layer, float(random.randint(1, 9)), float(random.randint(0, 9))) for layer in range(7)]
-    *_, sets = choices(layers)
+    knapsack = Knapsack([seconds for _, seconds, _ in layers], [saved for *_, saved in layers])
     for saving in range(1, 50):
         every = [
             sum(seconds for _, seconds, _ in chosen)
@@ -45,7 +45,7 @@ def test_the_knapsack_finds_the_quickest_set_that_saves_enough(seed: int):
             for chosen in combinations(layers, count)
             if sum(saved for *_, saved in chosen) >= saving
         ]
-        found = cheapest(sets, saving)
+        found = knapsack.cheapest(0, 7, saving)
         assert (found is None) == (not every)
         if found is not None:
             assert found.seconds == min(every)

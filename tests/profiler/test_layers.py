@@ -6,7 +6,9 @@ from tests.profiler.ticking import Ticking, Ticks
 from torch import nn
 
 from penstock.models import CutModel, cut
+from penstock.profiler import accelerator
 from penstock.profiler import layers as measuring
+from penstock.profiler.analytic import Counter
 from penstock.profiler.kinds import placed_layers
 from penstock.profiler.layers import Subject, measured_layers
 from penstock.profiler.values import LayerProfile, OpTimings
@@ -40,6 +42,58 @@ def test_a_backward_that_recomputes_runs_the_forward_too(monkeypatch: pytest.Mon
     )
     assert layers[1].seconds.recompute_backward.seconds == 8
     assert layers[1].seconds.recompute_input_grad.seconds == 8
+
+
+class Noisy(Ticking):
+    """Takes a hundred times as long at its first and at some later calls."""
+
+    def __init__(self, ticks: Ticks) -> None:
+        super().__init__(ticks, 3, 5)
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.ahead = 300 if self.calls <= 12 or self.calls % 40 == 0 else 3
+        return super().forward(x)
+
+
+def test_what_is_slow_at_first_or_seldom_does_not_move_the_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = Ticks()
+    model = cut(nn.Sequential(Ticking(ticks, 1, 1), Noisy(ticks), Ticking(ticks, 1, 1)))
+    found = measured(model, ticks, monkeypatch)[0][1].seconds.forward
+    assert found.seconds == found.low == 3
+
+
+def test_of_large_layers_one_of_each_kind_is_walked(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    for held in (0, measuring._BEYOND_CACHES):
+        monkeypatch.setattr(measuring, "_BEYOND_CACHES", held)
+        model = cut(nn.Sequential(*(Ticking(Ticks(), 1, 1) for _ in range(9))))
+        inputs = torch.randn(2, 4)
+        subject = Subject(model, placed_layers(model, inputs), inputs, None, torch.device("cpu"), False)
+        counts.append(measuring._walked(subject))
+    assert counts == [[0, 1, 8], list(range(9))]
+
+
+def test_f_i_and_w_of_a_linear_layer_are_its_three_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock counts FLOPs of matrix products, so that nothing else takes time."""
+    with Counter(accelerator("h100")) as counter:
+        monkeypatch.setattr(measuring, "clock_of", lambda device: lambda: counter.flops)
+        # What runs again stops where all that the backward needs is there: here behind the product, as tanh keeps it.
+        model = cut(nn.Sequential(*(nn.Sequential(nn.Linear(32, 32), nn.Tanh()) for _ in range(3))))
+        inputs = torch.randn(8, 32)
+        subject = Subject(model, placed_layers(model, inputs), inputs, None, torch.device("cpu"), True)
+        layer = measured_layers(subject, seconds=0.001)[0][1].seconds
+    product = 2 * 8 * 32 * 32
+    assert {name: timing.seconds / product for name, timing in vars(layer).items()} == {
+        "forward": 1,
+        "backward": 2,
+        "split_forward": 1,
+        "input_grad": 1,
+        "weight_grad": 1,
+        "recompute_backward": 3,
+        "recompute_input_grad": 2,
+    }
 
 
 class Prepares(nn.Module):

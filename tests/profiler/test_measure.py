@@ -1,14 +1,19 @@
 """`penstock.profile` as users call it, and its command."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.profiler.ticking import by_hand
 from torch import nn
 
 import penstock as ps
 from penstock.cli.main import main
+from penstock.profiler import cluster_of, measure
 from penstock.profiler.host import host_costs
+from penstock.profiler.values import MessageCosts
 
 
 def model() -> nn.Sequential:
@@ -63,6 +68,41 @@ def test_the_command_computes_for_a_device_and_others_take_its_file(
     ):
         assert main(command) == 0, command
     assert "peak memory" in capsys.readouterr().out
+    (tmp_path / "cluster.toml").write_text(
+        '[devices.h100]\nmemory_bytes = 80e9\nflops_per_second = 1e15\n\n[[hosts]]\ndevice = "h100"\ndevices = 2\n'
+    )
+    command = ["plan", path, str(tmp_path / "cluster.toml"), "--global-batch", "16", "--pipeline", "2"]
+    assert main([*command, "--sequence", "32", "--out", str(tmp_path / "plan.json")]) == 0
+    planned = ps.load_plan(tmp_path / "plan.json")
+    assert (planned.data, planned.pipeline, sum(planned.partition)) == (1, 2, 5)
+    assert main([*command, "--sequence", "64"]) == 1
+    assert "sequence=64, and the layers were measured on sequences of 32" in capsys.readouterr().err
+
+
+def test_the_tokens_of_a_sample_are_known_where_samples_are_tokens() -> None:
+    def sequence(layer: nn.Module, inputs: torch.Tensor) -> int:
+        return ps.profile(nn.Sequential(layer, nn.Identity()), inputs, seconds=0.001, recompute=False).sequence
+
+    assert sequence(nn.Embedding(8, 4), torch.zeros(2, 6, dtype=torch.int64)) == 6
+    assert sequence(nn.Linear(6, 4), torch.zeros(2, 6)) == 0
+
+
+def test_ranks_of_several_hosts_are_measured_within_one_and_between_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = []
+
+    def costs(transport: ps.LoopbackTransport, source: int, target: int, **_: object) -> MessageCosts:
+        pairs.append((transport.rank, source, target))
+        return MessageCosts(latency_seconds=float(target))
+
+    monkeypatch.setattr(measure, "message_costs", costs)
+    monkeypatch.setattr(measure, "gather_bytes", lambda transport, _: [b"one", b"one", b"two", b"two"])
+    found = measure._levels(SimpleNamespace(rank=3), largest=8, device=torch.device("cpu"))  # type: ignore[arg-type]
+    assert pairs == [(3, 0, 1), (3, 1, 2)]
+    profile = replace(by_hand(), links=found)
+    assert [profile.messages(0, other).latency_seconds for other in (1, 2, 3)] == [1, 2, 2]
+    assert profile.messages(2, 3).latency_seconds == 1
+    cluster = cluster_of(profile, 4)
+    assert (cluster.link(2, 3).latency_seconds, cluster.link(1, 2).latency_seconds) == (1, 2)
 
 
 def test_the_command_refuses_in_a_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -63,3 +63,21 @@ def test_a_norm_to_clip_at_is_a_number() -> None:
 def test_a_transport_is_one() -> None:
     with pytest.raises(ps.UserError, match=r"transport=3; give the one that penstock.run_ranks hands to each rank"):
         ps.Pipeline([nn.Linear(2, 2)], transport=3, num_microbatches=2)  # type: ignore[arg-type]
+
+
+def test_a_weight_is_a_number_and_a_state_a_mapping() -> None:
+    def rank(transport: ps.LoopbackTransport) -> None:
+        model = nn.Sequential(nn.Linear(2, 2))
+        pipe = ps.Pipeline(
+            model,
+            nn.functional.mse_loss,
+            transport=transport,
+            num_microbatches=2,
+            weight_fn=lambda targets: "heavy",  # type: ignore[arg-type,return-value]
+        )
+        with pytest.raises(ps.UserError, match="the state to load is 3, not a Mapping; give what state_dict returned"):
+            pipe.load_state_dict(3)  # type: ignore[arg-type]
+        pipe.step(torch.ones(2, 2), torch.ones(2, 2))
+
+    with pytest.raises(ps.UserError, match="weight_fn gave 'heavy'; return one number a microbatch"):
+        ps.run_ranks(rank, num_ranks=1)

@@ -139,7 +139,7 @@ def test_a_port_in_use_leaves_no_run_behind(text: Path, tmp_path: Path, capsys: 
         port = taken.getsockname()[1]
         code = main(["train", *options(data__paths=text, run__output=tmp_path / "run", run__port=port)])
     _assert_refused((code, capsys.readouterr().err), f"port {port} is in use", "or 0 for any free port")
-    assert not (tmp_path / "run" / "config.toml").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def _saved(text: Path, output: Path, **changes: object) -> Path:
@@ -242,3 +242,27 @@ def test_every_option_is_explained_by_help(capsys: pytest.CaptureFixture[str], m
     assert explained == {
         f"{section.name}.{item.name}" for section in fields(Config) for item in fields(getattr(Config(), section.name))
     }
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"), [("torn", "cannot be opened as safetensors"), ("other", "weights are of different models")]
+)
+def test_weights_that_do_not_open_are_refused_before_any_rank(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str, said: str
+) -> None:
+    """Symptom: the ranks started, failed, and left a run's directory. Cause: only they opened the files."""
+    transformers = pytest.importorskip("transformers")
+    shape = {"vocab_size": 256, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    directory, output = tmp_path / "llama", tmp_path / "run"
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **heads)).save_pretrained(directory)
+    if damage == "torn":
+        weights = directory / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    else:
+        transformers.LlamaConfig(**shape | {"intermediate_size": 32}, **heads).save_pretrained(directory)
+    capsys.readouterr()  # how far the writing had come
+    code, err = train("--model.hf", str(directory), "--model.context", "16", "--run.output", str(output))
+    assert (code, err.count("\n")) == (1, 1)
+    assert said in err
+    assert not output.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import tyro
 from rich.console import Console
 
 from penstock.cli.options import parse
-from penstock.errors import UserError, nearest
+from penstock.errors import UserError, nearest, told
 
 if TYPE_CHECKING:
     from penstock.testing import ReferenceCheck
@@ -48,6 +49,8 @@ class Check:
 def run(argv: list[str]) -> int:
     """Checks the model that `argv` names; returns 0 where the pipeline is right, else 1."""
     options = parse(Check, argv, command="check")
+    if options.tolerance is not None and not 0 <= options.tolerance < math.inf:
+        raise UserError(f"--tolerance {options.tolerance}; give a relative error, not negative, e.g. --tolerance 1e-6")
     check = _checked(options)
     tolerance = options.tolerance if options.tolerance is not None else 1e-12 if options.fp64 else 1e-5
     right = check.worst <= tolerance
@@ -99,7 +102,11 @@ def _parts(options: Check) -> tuple[Sequence[Any], Mapping[str, Any]]:
     Raises:
         UserError: it gives something else.
     """
-    found = _function(options.model)()
+    function = _function(options.model)
+    try:
+        found = function()
+    except Exception as error:  # the user's own code, which may raise anything
+        raise UserError(f"{options.model} {told(error)}; it has to run by itself first") from error
     if not isinstance(found, tuple) or len(found) not in _PARTS:
         what = f"{len(found)} values" if isinstance(found, tuple) else f"one {type(found).__name__}"
         raise UserError(f"{options.model} returned {what}; return (model, loss_fn, inputs, targets)")
@@ -125,8 +132,13 @@ def _function(name: str) -> Any:
     function = getattr(module, attribute, None)
     if not callable(function):
         known = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
-        raise UserError(f"--model {name}: {place} has no function {attribute}.{nearest(attribute, known)}")
+        raise UserError(f"--model {name}: {place} has no function {attribute}.{_instead(attribute, known)}")
     return function
+
+
+def _instead(name: str, known: list[str]) -> str:
+    """Returns the function meant, or those that there are."""
+    return nearest(name, known) or (f" It has {', '.join(known[:8])}" if known else " It has none")
 
 
 def _module(name: str) -> Any:
@@ -147,7 +159,10 @@ def _file(path: Path) -> Any:
         raise UserError(f"--model: there is no file {path}")
     module = util.module_from_spec(spec)
     sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's own code
+        raise UserError(f"--model: {path} {told(error)}; it has to be importable first") from error
     return module
 
 

@@ -49,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _discard_output()
         return _FAILED
     except OSError as error:
+        if error.errno != errno.ENOSPC and error.filename is not None:
+            print(
+                f"penstock: {error.filename}: {error.strerror}; check the path, and that it is yours", file=sys.stderr
+            )
+            return _FAILED
         if error.errno != errno.ENOSPC:
             raise
         _discard_output()

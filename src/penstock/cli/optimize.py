@@ -16,6 +16,7 @@ from penstock.costs import StageCosts
 from penstock.errors import UserError, nearest
 from penstock.ir.placement import Placement
 from penstock.notation import schedule_to_json
+from penstock.notation.whole_file import write_whole
 from penstock.optimize import Optimized, Search, optimize_schedule, placements
 from penstock.partition import Partition
 from penstock.profiler.costs import layer_costs
@@ -126,7 +127,7 @@ def run(argv: list[str]) -> int:
     """Searches as `argv` asks for; returns the exit code."""
     options = parse(Optimize, argv, command="optimize")
     num_ranks, num_microbatches = options.sizes()
-    options.pictures()
+    options.pictures(options.out)
     where = options.placements()
     best = optimize_schedule(
         num_ranks,
@@ -140,10 +141,7 @@ def run(argv: list[str]) -> int:
     console = Console()
     _report(console, best)
     if options.out is not None:
-        try:
-            options.out.write_text(schedule_to_json(best.schedule), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write {options.out}: {error.strerror}") from None
+        write_whole(options.out, schedule_to_json(best.schedule))
         say_written(console, options.out)
     write_timelines(console, {best.schedule.name: best.timeline}, options)
     return 0

@@ -165,7 +165,7 @@ def _check_sizes(
             raise UserError(f"{option} {asked} contradicts {path}, which has {found}; leave {option} out for a file")
 
 
-def read_json(path: Path, *, remedy: str = "") -> Any:
+def read_json(path: Path, *, remedy: str = "; check the path, or write the file again") -> Any:
     """Returns what the JSON file at `path` holds.
 
     Raises:
@@ -173,5 +173,7 @@ def read_json(path: Path, *, remedy: str = "") -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error.strerror}{remedy}") from None
+    except ValueError as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}{remedy}") from None

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from penstock.cli.options import OutputFile
 from penstock.errors import UserError
+from penstock.notation.whole_file import check_writable
 from penstock.timeline import Timeline
 
 
@@ -24,11 +25,14 @@ class PictureOptions:
     html: OutputFile = None
     """Write an interactive page there: one file that needs no network."""
 
-    def pictures(self) -> list[Path]:
-        """Returns the pictures asked for.
+    def pictures(self, *others: Path | None) -> list[Path]:
+        """Returns the pictures asked for; called before the work, for a result that cannot be written is lost.
+
+        Args:
+            others: further files that the command is to write.
 
         Raises:
-            UserError: a suffix of no picture, or `--svg` with another kind of file.
+            UserError: a suffix of no picture, `--svg` with another kind of file, or a file that cannot be written.
         """
         if self.png is not None:
             from penstock.view.picture import check_format
@@ -36,6 +40,9 @@ class PictureOptions:
             check_format(self.png)
         if self.svg is not None and self.svg.suffix.lower() != ".svg":
             raise UserError(f"--svg {self.svg}; name a file that ends in .svg, or use --png, which takes all formats")
+        for path in (self.png, self.svg, self.html, *others):
+            if path is not None:
+                check_writable(path)
         return [path for path in (self.png, self.svg) if path is not None]
 
 

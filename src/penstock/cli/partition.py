@@ -105,7 +105,7 @@ def run(argv: list[str]) -> int:
         "step": f"{unit.text(best.seconds)} under {schedule.name}, m={schedule.num_microbatches}",
         "even stages": even,
         "why": best.reason,
-        "proof": "all partitions were timed" if best.proven else "the best found; not all partitions were timed",
+        "proof": "no partition takes less" if best.proven else "the best found; not all partitions were timed",
         "sizes": " ".join(str(last - first) for first, last in pairwise(best.partition.boundaries)),
     }
     for label, value in lines.items():

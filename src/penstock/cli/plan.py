@@ -16,10 +16,11 @@ from rich.console import Console
 from penstock.cli.options import OutputFile, parse, read_json
 from penstock.cli.outputs import PictureOptions, say_written, write_timelines
 from penstock.errors import UserError
+from penstock.notation.whole_file import write_whole
 from penstock.partition import LayerCosts
 from penstock.planner import Limits, MeasuredLayers, Plan, Planned, load_fleet, plan_to_json, plan_training
 from penstock.planner.reasons import why
-from penstock.units import size_unit, time_unit
+from penstock.units import Unit, size_unit, time_unit
 from penstock.view.plans import plan_table, plans_html
 
 _REFUSED_SHOWN = 8
@@ -87,7 +88,7 @@ class PlanOptions(PictureOptions):
 def run(argv: list[str]) -> int:
     """Plans as `argv` asks for; returns the exit code."""
     options = parse(PlanOptions, argv, command="plan")
-    options.pictures()
+    options.pictures(options.out, options.json)
     if len(options.against) not in (0, 2):
         raise UserError(
             f"--against {' '.join(map(str, options.against))}; give a tensor and a pipeline degree, e.g. 8 16"
@@ -102,10 +103,10 @@ def run(argv: list[str]) -> int:
         other = replace(options.limits(), tensor=(tensor,), pipeline=(pipeline,))
         _say(console, "against", _compared(found.plans[0], lambda: plans(limits=other, keep=1).plans[0]))
     if options.out is not None:
-        _write(options.out, plan_to_json(found.plans[0]))
+        write_whole(options.out, plan_to_json(found.plans[0]))
         say_written(console, options.out)
     if options.json is not None:
-        _write(options.json, _as_json(found))
+        write_whole(options.json, _as_json(found))
         say_written(console, options.json)
     if options.png or options.svg or options.html:
         timelines = {found.plans[0].name: found.timeline()}
@@ -121,7 +122,7 @@ def _model(path: Path) -> object:
     path = path / "config.json" if path.is_dir() else path
     if is_profile(path):
         profile = load_profile(path)
-        return MeasuredLayers(layer_costs(profile), profile.microbatch_size)
+        return MeasuredLayers(layer_costs(profile), profile.microbatch_size, profile.sequence)
     given = read_json(path, remedy="; name a config.json or a profile")
     if not isinstance(given, dict):
         raise UserError(f"{path}: holds no object; name a config.json or a profile")
@@ -151,7 +152,6 @@ def _report(console: Console, found: Planned) -> None:
     spent = {
         part: seconds for part, seconds in best.forecast.seconds.items() if seconds > 1e-6 * best.forecast.step_seconds
     }
-    held = [memory.number(number) for number in best.forecast.memory_bytes]
     console.print(plan_table(found.plans))
     lines = {
         "best": best.name,
@@ -159,7 +159,7 @@ def _report(console: Console, found: Planned) -> None:
         "speed": f"{best.forecast.tokens_per_second:,.0f} tokens/s on {best.devices} devices",
         "step": ", ".join(f"{part} {step.text(seconds)}" for part, seconds in spent.items()),
         "partition": _in_runs(list(map(str, best.partition))),
-        "memory": f"{_in_runs(held)} of {memory.text(min(best.forecast.memory_limits))}",
+        "memory": _memory(best, memory),
         "search": f"{found.considered} combinations estimated, {found.timed} timed",
     }
     for label, value in lines.items():
@@ -170,6 +170,15 @@ def _report(console: Console, found: Planned) -> None:
         _say(console, "no room", f"tensor {one.tensor} × pipeline {one.pipeline}: {one.reason}")
     if len(found.refused) > _REFUSED_SHOWN:
         console.print(f"{'':<10} and {len(found.refused) - _REFUSED_SHOWN} more; --json has all", highlight=False)
+
+
+def _memory(plan: Plan, unit: Unit) -> str:
+    """Returns what each rank holds of what it has, the latter once where all have as much."""
+    told = plan.forecast
+    held, limits = ([unit.number(each) for each in row] for row in (told.memory_bytes, told.memory_limits))
+    if len(set(limits)) == 1:
+        return f"{_in_runs(held)} of {limits[0]} {unit.name}"
+    return f"{_in_runs([f'{mine} of {most}' for mine, most in zip(held, limits, strict=True)])} {unit.name}"
 
 
 def _in_runs(words: list[str]) -> str:
@@ -189,10 +198,3 @@ def _as_json(found: Planned) -> str:
         "timed": found.timed,
     }
     return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None

@@ -17,6 +17,7 @@ from rich.table import Table
 from penstock.cli.options import parse
 from penstock.cli.outputs import say_written
 from penstock.errors import UserError
+from penstock.notation.whole_file import check_writable
 from penstock.units import size_unit, time_unit
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def run(argv: list[str]) -> int:
     options = parse(ProfileOptions, argv, command="profile")
     if options.ranks < 1:
         raise UserError(f"--ranks {options.ranks}; use at least 1, e.g. --ranks 2")
+    check_writable(options.output)
     if options.train is not None and options.hf is not None:
         raise UserError("--train and --hf each name a model; give one of them")
     measure = _measured_hf if options.hf else _measured_gpt
@@ -109,6 +111,11 @@ def _measured_hf(options: ProfileOptions, transport: Transport | None) -> Profil
     on = torch.device("meta" if options.target_device else "cpu")
     with on:
         model = _hugging_face(options.hf)
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(longest, int) and options.length > longest:
+        raise UserError(
+            f"--length {options.length} is longer than the {longest} positions of the model; use at most that"
+        )
     tokens = torch.randint(0, model.config.vocab_size, (options.batch, options.length))
     return profile(
         model,
@@ -132,12 +139,16 @@ def _hugging_face(path: Any) -> Any:
     except ImportError:
         raise UserError('--hf needs transformers; pip install "penstock[hf]"') from None
     try:
-        given = json.loads(Path(path).read_text(encoding="utf-8"))
+        file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
+        given = json.loads(file.read_text(encoding="utf-8"))
         kind = given.pop("model_type")
         make: Callable[..., Any] = AutoModelForCausalLM.from_config
         return make(AutoConfig.for_model(kind, **given)).train()
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: holds no Hugging Face config of a decoder: {error!r}") from error
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        raise UserError(
+            f"{path}: holds no Hugging Face config of a decoder ({reason}); name a model's directory or its config.json"
+        ) from error
 
 
 def _token_loss(logits: Any, targets: Any) -> Any:

@@ -47,7 +47,7 @@ class Simulate(CostOptions, PictureOptions):
 def run(argv: list[str]) -> int:
     """Simulates the schedule that `argv` names; returns the exit code."""
     options = parse(Simulate, argv, command="simulate")
-    options.pictures()
+    options.pictures(options.json, options.perfetto)
     schedule = read_schedule(
         options.schedule,
         num_ranks=options.ranks,

@@ -29,9 +29,12 @@ class Trace(PictureOptions):
 def run(argv: list[str]) -> int:
     """Prints the bubble of the run that `argv` names; returns the exit code."""
     options = parse(Trace, argv, command="trace")
-    options.pictures()
+    options.pictures(options.perfetto)
     path = options.run / RECORDING_FILE if options.run.is_dir() else options.run
-    recording = load_recording(path)
+    try:
+        recording = load_recording(path)
+    except NotationError as error:
+        raise NotationError(f"{error}; name the output of a finished penstock train, e.g. runs/gpt") from None
     missing = [name for name in (PLANNED, MEASURED) if name not in recording.timelines]
     if missing:
         held = ", ".join(recording.timelines) or "none"

@@ -17,7 +17,6 @@ training run leaves it behind:
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from penstock.errors import NotationError
 from penstock.ir.ops import NO_MICROBATCH, Channel, Op, OpKind
 from penstock.ir.schedule import Schedule
 from penstock.notation.files import check_heading, schedule_from_json, schedule_to_json
+from penstock.notation.whole_file import write_whole
 from penstock.timeline import Span, Timeline, Transmission, Wait
 
 TIMELINE_FORMAT = "penstock.timeline"
@@ -158,13 +158,7 @@ def save_recording(recording: Recording, path: str | Path) -> None:
     Raises:
         NotationError: the file cannot be written.
     """
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(recording_to_json(recording), encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise NotationError(f"cannot write {path}: {error.strerror}") from None
+    write_whole(path, recording_to_json(recording))
 
 
 def load_recording(path: str | Path) -> Recording:

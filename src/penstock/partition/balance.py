@@ -1,16 +1,13 @@
 """The partition under which a schedule takes least time, and why it is not the even one.
 
-Pareto points of the chain's dynamic programming ─┐
-the uniform partition                             ├─> timed under the schedule ─> cuts moved while that helps
-few layers: all partitions there are             ─┘
+few layers: all partitions, those left out that a bound says take more ─> the best there is
+many layers: Pareto points of the chain's dynamic programming, the uniform partition
+    ─> timed under the schedule ─> cuts moved while that helps
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations, pairwise
-from math import comb
 
 import numpy as np
 
@@ -18,11 +15,10 @@ from penstock.cluster import Cluster
 from penstock.errors import PartitionError, UserError
 from penstock.ir.schedule import Schedule
 from penstock.partition.bench import Bench
+from penstock.partition.exhaustive import all_timed
 from penstock.partition.layers import LayerCosts
+from penstock.partition.moves import Moves
 from penstock.partition.ranges import Partition
-
-_ALL_OPS, _MOVED_OPS = 4_000_000, 8_000_000
-"""Ops timed: at most so many by trying all partitions, else by moving cuts."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +32,9 @@ class Balanced:
         uniform_seconds: the step of the even partition; infinite where that does not fit.
         stage_seconds: per stage F, I and W of one microbatch on its rank's device.
         memory_bytes: per rank what its stage takes; empty where nothing limits it.
-        proven: whether all partitions were timed, so that none is better. Where ranks hold several stages and layers
-            run again, other layers of a rank could do so in as few seconds: then nothing is proven.
+        proven: whether no partition is better: all were timed but those that a bound says take more. Where ranks hold
+            several stages and layers run again, other layers of a rank could do so in as few seconds: then nothing is
+            proven.
         reason: in a sentence, what the even partition lacks.
     """
 
@@ -56,9 +53,9 @@ def best_partition(
 ) -> Balanced:
     """Returns the partition of these layers under which `schedule` takes the least time that was found.
 
-    Never slower than the even one, which is among those timed. With one stage a rank, the best by the closed form of
-    `chain` is among them too; with several, even halves of those are, and cuts are moved from there. For few layers all
-    partitions are timed (`proven`). Where devices have finite memory, only those that fit are looked at: parameters,
+    Never slower than the even one, which is among those timed. For few layers it is the best of all (`proven`). For
+    many, with one stage a rank, the best by the closed form of `chain` is among those timed, and cuts are moved from
+    there. Where devices have finite memory, only those that fit are looked at: parameters,
     gradients, optimizer state, receive buffers, and activations of as many microbatches as the schedule keeps, of all
     stages of a rank together.
 
@@ -81,18 +78,17 @@ def best_partition(
         raise UserError(f"{schedule.name} has several replicas; partition for a schedule of one direction")
     bench = Bench(costs, schedule, cluster, recompute)
     uniform = Partition.uniform(costs.num_layers, schedule.num_stages).boundaries
-    count = comb(costs.num_layers - 1, schedule.num_stages - 1)
-    everything = count * bench.ops <= _ALL_OPS
-    tried = _all_cuts(costs.num_layers, schedule.num_stages) if everything else bench.candidates(uniform)
-    timed = {cuts: bench.seconds(cuts) for cuts in tried}
-    best = min(timed, key=lambda cuts: (timed[cuts], cuts), default=uniform)
-    if timed.get(best, np.inf) == np.inf and not everything:
-        best = _brought_within(bench, [*timed, uniform])
-        timed[best] = bench.seconds(best)
-    if timed.get(best, np.inf) == np.inf:
-        raise PartitionError(bench.too_large())
+    timed = {uniform: bench.seconds(uniform)}
+    everything = all_timed(bench, timed)
     if not everything:
-        best = _moved(bench, best, timed)
+        timed |= {cuts: bench.seconds(cuts) for cuts in bench.candidates(uniform) if cuts not in timed}
+        if np.inf in timed.values():
+            timed |= {cuts: bench.seconds(cuts) for cuts in bench.light() if cuts not in timed}
+        best = Moves(bench, timed).best()
+    else:
+        best = min(timed, key=lambda cuts: (timed[cuts], cuts))
+    if timed[best] == np.inf:
+        raise PartitionError(bench.too_large())
     seconds, uniform_seconds = bench.simulated(best), bench.simulated(uniform)
     if uniform_seconds <= seconds:  # where messages queue, a simulation may differ from what was timed
         best, seconds = uniform, uniform_seconds
@@ -107,51 +103,6 @@ def best_partition(
         everything and not (any(again) and schedule.placement.num_chunks > 1),
         _reason(bench, uniform, best),
     )
-
-
-def _all_cuts(num_layers: int, num_stages: int) -> Iterator[tuple[int, ...]]:
-    for cuts in combinations(range(1, num_layers), num_stages - 1):
-        yield (0, *cuts, num_layers)
-
-
-def _brought_within(bench: Bench, tried: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """Returns the cuts that lack least memory, after moving cuts while they lack less."""
-    best = min(tried, key=bench.lacking)
-    left, improved = bench.lacking(best), True
-    while left > 0 and improved:
-        improved = False
-        for cuts in _neighbours(best):
-            if bench.lacking(cuts) < left:
-                best, left, improved = cuts, bench.lacking(cuts), True
-                break
-    return best
-
-
-def _moved(bench: Bench, best: tuple[int, ...], timed: dict[tuple[int, ...], float]) -> tuple[int, ...]:
-    """Returns the partition at which moving one cut by one layer, or two neighbours alike, helps no more."""
-    left = max(_MOVED_OPS // bench.ops, 2 * len(best))
-    improved = True
-    while improved:
-        improved = False
-        for cuts in _neighbours(best):
-            if cuts not in timed:
-                if not left:
-                    return best
-                left -= 1
-                timed[cuts] = bench.seconds(cuts)
-            if timed[cuts] < timed[best] * (1 - 1e-12):
-                best, improved = cuts, True
-                break
-    return best
-
-
-def _neighbours(cuts: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    for width in (1, 2, 3):
-        for at in range(1, len(cuts) - width):
-            for step in (-1, 1):
-                moved = (*cuts[:at], *(cut + step for cut in cuts[at : at + width]), *cuts[at + width :])
-                if all(first < last for first, last in pairwise(moved)):
-                    yield moved
 
 
 def _reason(bench: Bench, uniform: tuple[int, ...], best: tuple[int, ...]) -> str:

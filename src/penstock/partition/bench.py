@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
+from functools import cached_property
+from itertools import islice, pairwise
 
 import numpy as np
 
 from penstock.cluster import Cluster
+from penstock.ir.program import Program
 from penstock.ir.schedule import Schedule
-from penstock.partition.chain import Chain, cut_candidates
+from penstock.lowering import lower
+from penstock.partition.chain import Chain, cut_candidates, longest_stage
 from penstock.partition.layers import LayerCosts
 from penstock.partition.memory import Fits, stage_memories
 from penstock.partition.ranges import Partition
-from penstock.partition.recompute import Choice, cheapest, choices
+from penstock.partition.recompute import Choice, Knapsack
 from penstock.partition.shared import SharedFits, shared_memories
 from penstock.simulator import simulate
 from penstock.simulator.orders import Floats, run_words, words_of
+
+_ROUNDING = 1e-12
+
+EVALUATION_OPS = 2000
+"""What timing a partition counts as, beside its ops."""
+
+_WEIGHTS = (0.5, 2, 8, 1e6)
+"""What all memory of a rank counts beside its mean seconds, where cuts are to spread both."""
 
 _SLOW_OP = 200
 """What an op of a schedule that only `simulate` times counts as."""
@@ -37,6 +48,9 @@ class Bench:
         # Where ranks hold several stages their memory is one, and no table by stage can tell what fits.
         self.shared = SharedFits(costs, shared_memories(schedule, cluster)) if limited and several else None
         self.chosen: dict[tuple[int, int, int], Choice | None] = {}
+        self.forward = np.array(costs.forward, float)
+        self.saved = np.array(costs.activation_bytes, float) - np.array(costs.recompute_bytes, float)
+        self.knapsack = Knapsack(self.forward.tolist(), self.saved.tolist())
         shape = (schedule.num_stages, schedule.num_microbatches)
         self.ends = np.zeros(shape), np.zeros(shape)
         self.starts = np.zeros(self.words[0].shape) if self.words is not None else np.zeros((0, 0))
@@ -47,22 +61,19 @@ class Bench:
         self.speeds = np.array([cluster.devices[rank].speed for rank in order], float)
         self.links = _links(schedule, cluster)
 
+    @cached_property
+    def program(self) -> Program:
+        """The schedule lowered, once for all partitions that are simulated."""
+        return lower(self.schedule)
+
     def choice(self, stage: int, first: int, last: int) -> Choice | None:
         """Returns the layers of a stage that run their forward again; None where it fits in no way."""
         key = (stage, first, last)
         if key not in self.chosen:
-            self.fill(stage, first, last)
+            excess = -np.inf if self.fits is None else self.fits.excess(*key)
+            possible = excess <= 0 or (self.recompute and excess < np.inf)
+            self.chosen[key] = self.knapsack.cheapest(first, last, excess) if possible else None
         return self.chosen[key]
-
-    def fill(self, stage: int, first: int, last: int) -> None:
-        """Decides for stages that begin at layer `first` and end at `last` or before."""
-        costs = self.costs
-        saved = [much - little for much, little in zip(costs.activation_bytes, costs.recompute_bytes, strict=True)]
-        layers = ((layer, costs.forward[layer], saved[layer]) for layer in range(first, last))
-        for end, sets in zip(range(first + 1, last + 1), choices(layers), strict=True):
-            excess = -np.inf if self.fits is None else self.fits.excess(stage, first, end)
-            possible = sets if self.recompute else sets[:1]
-            self.chosen[stage, first, end] = None if excess == np.inf else cheapest(possible, excess)
 
     def again(self, cuts: tuple[int, ...]) -> tuple[bool, ...] | None:
         """Returns of each layer whether its forward runs again; None where a stage does not fit."""
@@ -102,16 +113,33 @@ class Bench:
         return float(makespan)
 
     def lacking(self, cuts: tuple[int, ...]) -> float:
-        """Returns the bytes that ranks with several stages lack; infinite where `chain` decides what fits."""
-        return np.inf if self.shared is None else self.shared.lacking(cuts, recompute=self.recompute)
+        """Returns the bytes that ranks lack together if all layers run again, where they may; 0: they fit."""
+        if self.shared is not None:
+            return self.shared.lacking(cuts, recompute=self.recompute)
+        return 0.0 if self.again(cuts) is not None else np.inf
 
     def candidates(self, uniform: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         """Yields the even partition and the Pareto points of the chain."""
         yield uniform
-        yield from cut_candidates(self.chain(), self.schedule.num_microbatches)
+        yield from cut_candidates(self.chain(self.extra()), self.schedule.num_microbatches)
 
-    def chain(self) -> Chain:
-        """Returns what the dynamic programming cuts."""
+    def light(self) -> Iterator[tuple[int, ...]]:
+        """Yields cuts that spread what ranks with several stages keep as well as seconds, less and less of these."""
+        if self.shared is None:
+            return
+        prefix = np.concatenate([[0.0], np.cumsum(self.costs.seconds)])
+        chunks, num_stages = self.schedule.placement.num_chunks, len(self.speeds)
+        held = _spans(self.shared.shares(recompute=self.recompute)) * (chunks * prefix[-1] / num_stages)
+        for weight in _WEIGHTS:
+            chain = Chain(prefix, self.speeds, np.zeros((num_stages, len(prefix))), held * weight)
+            yield from islice(cut_candidates(chain, self.schedule.num_microbatches), 1)
+
+    def chain(self, extra: Floats) -> Chain:
+        """Returns what the dynamic programming cuts.
+
+        Args:
+            extra: seconds of running forwards again, as `Chain` has it.
+        """
         latencies, per_byte = self.links
         boundary = np.array((0.0, *self.costs.boundary_bytes))
         cuts = np.zeros((len(self.speeds), self.costs.num_layers + 1))
@@ -119,23 +147,46 @@ class Bench:
         for stage, (latency, seconds) in enumerate(both, start=1):
             cuts[stage] = latency + boundary * seconds
         prefix = np.concatenate([[0.0], np.cumsum(self.costs.seconds)])
-        return Chain(prefix, self.speeds, cuts, self.extra(self.speeds))
+        return Chain(prefix, self.speeds, cuts, extra)
 
-    def extra(self, speeds: Floats) -> Floats:
+    def extra(self) -> Floats:
         """Returns for each stage, first layer and number of layers what recomputing takes; infinite where none fits."""
         if self.fits is None:
             return np.zeros((1, 1, 1))
-        num_stages, num_layers = len(speeds), self.costs.num_layers
+        num_stages, num_layers = len(self.speeds), self.costs.num_layers
         widest = num_layers - num_stages + 1
-        extra = np.full((num_stages, num_layers, widest), np.inf)
-        for stage in range(num_stages):
-            for first in range(stage, num_layers - (num_stages - 1 - stage)):
-                last = min(first + widest, num_layers)
-                self.fill(stage, first, last)
-                for end in range(first + 1, last + 1):
-                    choice = self.chosen[stage, first, end]
-                    if choice is not None:
-                        extra[stage, first, end - first - 1] = choice.seconds / speeds[stage]
+        first = np.arange(num_layers)[:, None]
+        last = np.minimum(first + 1 + np.arange(widest), num_layers)
+        useful = self.saved > 0
+        seconds, bytes_ = (np.concatenate([[0.0], np.cumsum(row * useful)]) for row in (self.forward, self.saved))
+        all_seconds, all_bytes = seconds[last] - seconds[first], bytes_[last] - bytes_[first]
+        extra = np.empty((num_stages, num_layers, widest))
+        for stage, speed in enumerate(self.speeds):
+            excess = self.fits.excesses(stage, widest)
+            # Where a stage does not fit as it is, all of its layers run again for a start.
+            in_all = all_seconds / speed if self.recompute else np.inf
+            extra[stage] = np.where(excess <= 0, 0.0, np.where(excess <= all_bytes, in_all, np.inf))
+        return self._knapsacks(extra) if self.recompute else extra
+
+    def _knapsacks(self, extra: Floats) -> Floats:
+        """Returns `extra` with the least for stages that may be among the best, none of which takes longer."""
+        fits = self.fits
+        if fits is None:
+            return extra
+        prefix = np.concatenate([[0.0], np.cumsum(self.costs.seconds)])
+        bound = longest_stage(self.chain(extra), self.schedule.num_microbatches) * (1 + _ROUNDING)
+        speeds = self.speeds[:, None]
+        for first in range(self.costs.num_layers):
+            own = (prefix[first + 1 :] - prefix[first]) / speeds
+            narrow = min(int((own <= bound).any(axis=0).sum()), extra.shape[2])
+            if not narrow:
+                continue
+            open_ = (extra[:, first, :narrow] > 0) & (extra[:, first, :narrow] < np.inf) & (own[:, :narrow] <= bound)
+            for width in np.flatnonzero(open_.any(axis=0)).tolist():
+                sets = self.knapsack.sets(first, first + width + 1)
+                for stage in np.flatnonzero(open_[:, width]).tolist():
+                    at = int(sets.saving(fits.excess(stage, first, first + width + 1)))
+                    extra[stage, first, width] = sets.seconds[min(at, len(sets.seconds) - 1)] / self.speeds[stage]
         return extra
 
     def too_large(self) -> str:
@@ -172,7 +223,7 @@ class Bench:
         again = self.again(cuts)
         if again is None:
             return np.inf
-        return simulate(self.schedule, self.costs.stage_costs(Partition(cuts), again), self.cluster).makespan
+        return simulate(self.program, self.costs.stage_costs(Partition(cuts), again), self.cluster).makespan
 
     def stage_seconds(self, cuts: tuple[int, ...]) -> tuple[float, ...]:
         """Returns the seconds of F, I and W of one microbatch on each stage."""
@@ -198,6 +249,17 @@ class Bench:
             saved = choice.saved if choice is not None else 0
             held[self.schedule.placement.rank_of(stage)] = self.fits.bytes_of(stage, first, last, saved)
         return tuple(held[rank] for rank in sorted(held))
+
+
+def _spans(rows: Floats) -> Floats:
+    """Returns for each row, first layer and number of layers the sum over these; infinite past the last one."""
+    num_layers = rows.shape[1]
+    sums = np.concatenate([np.zeros((len(rows), 1)), np.cumsum(rows, axis=1)], axis=1)
+    first = np.arange(num_layers)[:, None]
+    ends = first + 1 + np.arange(num_layers - len(rows) + 1)
+    spans: Floats = sums[:, np.minimum(ends, num_layers)] - sums[:, first]
+    spans[:, ends > num_layers] = np.inf
+    return spans
 
 
 def _links(schedule: Schedule, cluster: Cluster) -> tuple[Floats, Floats]:

@@ -48,20 +48,13 @@ def cut_candidates(chain: Chain, num_microbatches: int) -> Iterator[tuple[int, .
 
     The point that minimises fill, drain and (m - 1) · bottleneck is among them. Nothing where no cuts fit.
     """
-    least, cuts = _solved(chain, np.inf, True)
-    if cuts is None:
+    first = _first(chain, num_microbatches)
+    if first is None:
         return
-    total, cuts = _solved(chain, least, False)
-    if cuts is None:
-        return
-    yield cuts
-    best = total + (num_microbatches - 1) * least
-    fewest, _ = _solved(chain, np.inf, False)
-    bound = (best - fewest) / max(num_microbatches - 1, 1)
-    if num_microbatches == 1:
-        bound = np.inf
+    yield first.cuts
+    best, bound = first.best, first.bound
     for _ in range(_POINTS):
-        if not bound > least * (1 + 1e-12):
+        if not bound > first.least * (1 + 1e-12):
             return
         total, cuts = _solved(chain, bound, False)
         if cuts is None or total >= best:
@@ -69,7 +62,44 @@ def cut_candidates(chain: Chain, num_microbatches: int) -> Iterator[tuple[int, .
         yield cuts
         largest = _largest(chain, cuts)
         best = min(best, total + (num_microbatches - 1) * largest)
-        bound = min(largest * (1 - 1e-12), (best - fewest) / max(num_microbatches - 1, 1))
+        bound = min(largest * (1 - 1e-12), (best - first.fewest) / max(num_microbatches - 1, 1))
+
+
+def longest_stage(chain: Chain, num_microbatches: int) -> float:
+    """Returns the seconds above which no stage of the best cuts is; infinite where that is not known."""
+    first = _first(chain, num_microbatches)
+    return np.inf if first is None else first.bound
+
+
+class _First(NamedTuple):
+    """The cuts of the smallest largest stage.
+
+    Attributes:
+        cuts: their boundaries.
+        least: that stage.
+        best: the step under them.
+        fewest: the least sum over any cuts.
+        bound: on the largest stage of cuts that take less.
+    """
+
+    cuts: tuple[int, ...]
+    least: float
+    best: float
+    fewest: float
+    bound: float
+
+
+def _first(chain: Chain, num_microbatches: int) -> _First | None:
+    least, cuts = _solved(chain, np.inf, True)
+    if cuts is None:
+        return None
+    total, cuts = _solved(chain, least, False)
+    if cuts is None:
+        return None
+    best = total + (num_microbatches - 1) * least
+    fewest, _ = _solved(chain, np.inf, False)
+    bound = (best - fewest) / (num_microbatches - 1) if num_microbatches > 1 else np.inf
+    return _First(cuts, least, best, fewest, bound)
 
 
 def _largest(chain: Chain, cuts: tuple[int, ...]) -> float:

@@ -11,7 +11,7 @@ from penstock.cluster import Cluster
 from penstock.ir.ops import Op, OpKind
 from penstock.ir.schedule import Schedule
 from penstock.partition.layers import LayerCosts
-from penstock.simulator.orders import Floats
+from penstock.simulator.orders import Floats, Ints
 
 Held = tuple[int, int]
 """Microbatches that a stage keeps at one moment: between F and B or I, and between I and W."""
@@ -77,7 +77,7 @@ class Fits:
 
     def __init__(self, costs: LayerCosts, memories: list[StageMemory]) -> None:
         self.memories = memories
-        self.boundary = (0.0, *costs.boundary_bytes)  # of the layer before, that of the input counted as 0
+        self.boundary = np.array((0.0, *costs.boundary_bytes))  # of the layer before, that of the input counted as 0
         static = zip(costs.parameter_bytes, costs.gradient_bytes, costs.optimizer_bytes, strict=True)
         self.static = _prefix([sum(row) for row in static])
         self.activation, self.deferred = _prefix(costs.activation_bytes), _prefix(costs.deferred_bytes)
@@ -85,17 +85,27 @@ class Fits:
 
     def excess(self, stage: int, first: int, last: int) -> float:
         """Returns the bytes a microbatch in flight that the stage of layers `first` to `last - 1` has too many."""
+        return float(self._excess(stage, np.array(first), np.array(last)))
+
+    def excesses(self, stage: int, widest: int) -> Floats:
+        """Returns [layers, widest] the same for all first layers and numbers of layers; infinite past the last one."""
+        first, count = np.arange(self.num_layers)[:, None], 1 + np.arange(widest)
+        found = self._excess(stage, first, np.minimum(first + count, self.num_layers))
+        found[first + count > self.num_layers] = np.inf
+        return found
+
+    def _excess(self, stage: int, first: Ints, last: Ints) -> Floats:
         memory = self.memories[stage]
-        static = self.static[last] - self.static[first]
-        static += memory.inputs * self.boundary[first]
-        static += memory.gradients * (self.boundary[last] if last < self.num_layers else 0)
+        static = self.static[last] - self.static[first] + memory.inputs * self.boundary[first]
+        static += memory.gradients * np.where(last < self.num_layers, self.boundary[last], 0)
         activation = self.activation[last] - self.activation[first]
         deferred = self.deferred[last] - self.deferred[first]
-        worst = -np.inf
+        worst = np.full(activation.shape, -np.inf)
         for live, waiting in memory.held:
             over = static + live * activation + waiting * deferred - memory.limit
-            worst = max(worst, over / live if live else np.inf) if over > 0 else max(worst, over)
-        return float(worst)
+            # Where nothing is in flight, nothing can be saved.
+            worst = np.maximum(worst, np.where(over > 0, over / live if live else np.inf, over))
+        return worst
 
     def bytes_of(self, stage: int, first: int, last: int, saved: float) -> float:
         """Returns the bytes of the stage, of which `saved` are not kept for each microbatch in flight."""

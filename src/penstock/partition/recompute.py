@@ -3,15 +3,26 @@
 A knapsack. Each layer has two choices, to keep its activations or to take the seconds of its forward once more; per
 microbatch in flight the latter saves bytes. Layer by layer the sets of choices are extended, and a set goes when
 another one saves as much in as little time (Nemhauser & Ullmann 1969). Equal layers leave few sets.
+
+    from layer 3:    {}, {3}    ->    {}, {4}, {3, 4}    ->    …
+
+Stages that begin at one layer share the sets, wherever they end and whatever rank they are on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from typing import NamedTuple
 
-_MOST = 4096
-"""Sets that are kept; more come up only where no two layers are alike. Then of neighbours every other is dropped."""
+import numpy as np
+import numpy.typing as npt
+
+from penstock.simulator.orders import Floats, Ints
+
+_MOST = 512
+"""Sets that are kept; more come up only where many layers differ. Then of neighbours every other is dropped."""
+
+_ROUNDING = 1e-12
 
 
 class Choice(NamedTuple):
@@ -28,39 +39,81 @@ class Choice(NamedTuple):
     layers: tuple[int, ...]
 
 
-_NOTHING = Choice(0, 0, ())
+NOTHING = Choice(0, 0, ())
 
 
-def choices(layers: Iterable[tuple[int, float, float]]) -> Iterator[list[Choice]]:
-    """Yields after each layer the sets among the layers so far that none beats, the quickest first.
+class Sets(NamedTuple):
+    """The sets among some layers that none beats; the quickest, which saves least, first.
+
+    Attributes:
+        seconds: of each set.
+        saved: bytes of each set.
+        origin: of each its number among the sets without the last layer.
+        taken: of each whether the last layer is in it.
+    """
+
+    seconds: Floats
+    saved: Floats
+    origin: Ints
+    taken: npt.NDArray[np.bool_]
+
+    def saving(self, needed: Floats | float) -> Ints:
+        """Returns the numbers of the quickest sets that save so many bytes; one too many where none does."""
+        found: Ints = np.searchsorted(self.saved, np.asarray(needed) * (1 - _ROUNDING))
+        return found
+
+
+class Knapsack:
+    """The sets of layers worth running again, made as far as they are asked for.
 
     Args:
-        layers: (index, seconds of running it again, bytes that this saves).
+        seconds: of running each layer again.
+        saved: bytes that this saves, for one microbatch.
     """
-    kept = [_NOTHING]
-    for layer, seconds, saved in layers:
-        if saved > 0:
-            more = [Choice(one.seconds + seconds, one.saved + saved, (*one.layers, layer)) for one in kept]
-            kept = _undominated(kept + more)
-        yield kept
+
+    def __init__(self, seconds: Sequence[float], saved: Sequence[float]) -> None:
+        self._layers = list(zip(seconds, saved, strict=True))
+        self._from: dict[int, list[Sets]] = {}
+
+    def sets(self, first: int, last: int) -> Sets:
+        """Returns the sets among layers `first` to `last - 1`."""
+        made = self._from.setdefault(first, [_EMPTY])
+        while len(made) <= last - first:
+            made.append(_extended(made[-1], *self._layers[first + len(made) - 1]))
+        return made[last - first]
+
+    def cheapest(self, first: int, last: int, needed: float) -> Choice | None:
+        """Returns the quickest set among these layers that saves `needed` bytes; None where none does."""
+        if needed <= 0:
+            return NOTHING
+        sets = self.sets(first, last)
+        at = int(sets.saving(needed))
+        if at == len(sets.saved):
+            return None
+        return Choice(float(sets.seconds[at]), float(sets.saved[at]), self._members(first, last, at))
+
+    def _members(self, first: int, last: int, at: int) -> tuple[int, ...]:
+        layers = []
+        for layer in range(last - 1, first - 1, -1):
+            sets = self.sets(first, layer + 1)
+            if sets.taken[at]:
+                layers.append(layer)
+            at = int(sets.origin[at])
+        return tuple(reversed(layers))
 
 
-def cheapest(sets: list[Choice], saving: float) -> Choice | None:
-    """Returns the quickest of these sets that saves so many bytes a microbatch; None where none does."""
-    if saving <= 0:
-        return _NOTHING
-    low, high = 0, len(sets)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if sets[middle].saved < saving * (1 - 1e-12) else (low, middle)
-    return sets[low] if low < len(sets) else None
+_EMPTY = Sets(np.zeros(1), np.zeros(1), np.zeros(1, np.int64), np.zeros(1, bool))
 
 
-def _undominated(sets: list[Choice]) -> list[Choice]:
-    kept: list[Choice] = []
-    for one in sorted(sets, key=lambda one: (one.seconds, -one.saved)):
-        if not kept or one.saved > kept[-1].saved:
-            kept.append(one)
+def _extended(sets: Sets, seconds: float, saved: float) -> Sets:
+    """Returns the sets with one layer more to choose."""
+    count = len(sets.saved)
+    if saved <= 0:
+        return Sets(sets.seconds, sets.saved, np.arange(count), np.zeros(count, bool))
+    both = np.concatenate([sets.seconds, sets.seconds + seconds]), np.concatenate([sets.saved, sets.saved + saved])
+    order = np.lexsort((-both[1], both[0]))
+    before = np.maximum.accumulate(both[1][order])
+    kept = order[np.concatenate([[True], before[1:] > before[:-1]])]
     while len(kept) > _MOST:
-        kept = [*kept[:-1:2], kept[-1]]
-    return kept
+        kept = np.concatenate([kept[:-1:2], kept[-1:]])
+    return Sets(both[0][kept], both[1][kept], kept % count, kept >= count)

@@ -156,6 +156,21 @@ class SharedFits:
         ]
         return covering(layers, over[tight])
 
+    def shares(self, *, recompute: bool) -> Floats:
+        """Returns [stages, layers] the share of its rank's memory that a layer takes at the fullest moment there.
+
+        Args:
+            recompute: whether all layers run again, where that saves.
+        """
+        kept = np.minimum(self.much, self.little) if recompute else self.much
+        rows = {}
+        for memory in self.memories:
+            fullest = int((memory.live.sum(axis=1) + memory.waiting.sum(axis=1)).argmax())
+            for at, stage in enumerate(memory.stages):
+                moving = memory.live[fullest, at] * kept + memory.waiting[fullest, at] * self.deferred
+                rows[stage] = (self.static + moving) / memory.limit
+        return np.array([rows[stage] for stage in sorted(rows)])
+
     def lacking(self, cuts: tuple[int, ...], *, recompute: bool) -> float:
         """Returns the bytes that the ranks lack together if all layers run again, where they may; 0: they fit."""
         again = np.flatnonzero(self.much > self.little).tolist() if recompute else []

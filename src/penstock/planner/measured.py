@@ -20,6 +20,7 @@ class MeasuredLayers:
     Attributes:
         costs: of one microbatch.
         sequences: in it.
+        tokens: of each; 0 where that is not known.
 
     Raises:
         UserError: no sequence.
@@ -27,6 +28,7 @@ class MeasuredLayers:
 
     costs: LayerCosts
     sequences: int = 1
+    tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.sequences < 1:

@@ -113,7 +113,13 @@ def plan_training(
 
 def _work(model: object, sequence: int, state: StateBytes) -> ModelWork:
     if isinstance(model, LayerCosts | MeasuredLayers):
-        return profiled_work(model if isinstance(model, MeasuredLayers) else MeasuredLayers(model), state)
+        measured = model if isinstance(model, MeasuredLayers) else MeasuredLayers(model)
+        if measured.tokens not in (0, sequence):
+            raise UserError(
+                f"sequence={sequence}, and the layers were measured on sequences of {measured.tokens}; plan for these, "
+                f"or measure on sequences of {sequence}"
+            )
+        return profiled_work(measured, state)
     if isinstance(model, ModelDescription):
         return described_work(model, sequence, state)
     config = model if isinstance(model, Mapping) else getattr(model, "config", None)

@@ -31,7 +31,11 @@ _MOST = 300
 _SLACK = 0.02
 """A candidate whose closed forms lack no more than this share of its memory is looked at."""
 _MOVED = 60
-"""Cuts that are tried for each of the best."""
+"""Cuts that are tried for each of the best, and for each that lacks little memory."""
+_EASED = 0.25
+"""Share of a rank's memory that a plan may lack for cuts to be moved until it fits."""
+_REACH = 3
+"""Stages that a layer is moved over, at most, to make a rank fit."""
 
 
 @dataclass
@@ -83,6 +87,9 @@ def search(costing: Costing, limits: Limits, *, keep: int) -> Found:
         spent += candidate.num_ops * (0.1 if shape in orders else 1) + _FIXED
         orders.add(shape)
         best = _best_cuts(costing, candidate, limits, found)
+        if best is not None and best.lacking > 0:
+            best, tried = _eased(costing, best, limits)
+            spent += tried * candidate.num_ops * 0.1
         if best is not None and best.lacking <= 0:
             found.fitting.append(best)
             found.best[_layout_of(candidate)] = min(best.seconds, known)
@@ -160,6 +167,36 @@ def _moved(costing: Costing, plan: Evaluation, limits: Limits) -> Evaluation:
             if left <= 0:
                 break
     return best
+
+
+def _eased(costing: Costing, plan: Evaluation, limits: Limits) -> tuple[Evaluation, int]:
+    """Returns the plan after moving layers off the rank that lacks most, until all fit or that helps no more.
+
+    And how many cuts that took.
+    """
+    best, tried, improved = plan, 0, True
+    while improved and 0 < best.lacking <= _EASED * max(best.limits) and tried < _MOVED:
+        lighter = [evaluate(costing, plan.candidate, cuts, limits.recompute) for cuts in _lighter(best)]
+        tried += len(lighter)
+        least = min(lighter, key=_worth, default=best)
+        improved = _worth(least) < _worth(best)
+        best = least if improved else best
+    return best, tried
+
+
+def _lighter(plan: Evaluation) -> Iterable[tuple[int, ...]]:
+    """Yields cuts with a layer of the rank that lacks most moved to a stage of another rank."""
+    candidate, cuts = plan.candidate, plan.cuts
+    ranks = order_of(candidate.schedule, candidate.degrees.pipeline, candidate.microbatches, candidate.chunks).ranks
+    lacks = [held - limit for held, limit in zip(plan.memory, plan.limits, strict=True)]
+    fullest = lacks.index(max(lacks))
+    for stage in np.flatnonzero(ranks == fullest).tolist():
+        for other in np.flatnonzero(ranks != fullest).tolist():
+            if abs(other - stage) <= _REACH:
+                low, high, step = (stage + 1, other + 1, -1) if other > stage else (other + 1, stage + 1, 1)
+                moved = (*cuts[:low], *(cut + step for cut in cuts[low:high]), *cuts[high:])
+                if all(first < last for first, last in pairwise(moved)):
+                    yield moved
 
 
 def _neighbours(plan: Evaluation) -> Iterable[tuple[int, ...]]:

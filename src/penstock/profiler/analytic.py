@@ -17,7 +17,7 @@ from penstock.models import CutModel, Stage
 from penstock.profiler.accelerators import Accelerator
 from penstock.profiler.kinds import Placed, placed_layers, single
 from penstock.profiler.layers import boundary_sizes
-from penstock.profiler.measure import microbatch_size
+from penstock.profiler.measure import microbatch_size, sequence_of
 from penstock.profiler.storage import kept_by
 from penstock.profiler.values import LayerProfile, OpTimings, Profile, Timing
 from penstock.profiler.workbench import Workbench, borrowed
@@ -135,7 +135,12 @@ def computed_profile(
         trained = sum(parameter.nbytes for parameter in new if parameter.requires_grad)
         layers.append(replace(found[kind], name=name, parameter_bytes=size, gradient_bytes=trained))
     return Profile(
-        device.name, False, microbatch_size(placed[0].given), tuple(layers), memory_bytes=device.memory_bytes
+        device.name,
+        False,
+        microbatch_size(placed[0].given),
+        tuple(layers),
+        memory_bytes=device.memory_bytes,
+        sequence=sequence_of(placed[0].given),
     )
 
 

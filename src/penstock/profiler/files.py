@@ -9,7 +9,6 @@ Its fields are those of `Profile`.
 
 from __future__ import annotations
 
-import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import msgspec
 
 from penstock.errors import NotationError, check_type
 from penstock.notation.files import check_heading
+from penstock.notation.whole_file import write_whole
 from penstock.profiler.values import Profile
 
 FORMAT = "penstock.profile"
@@ -66,14 +66,7 @@ def save_profile(profile: Profile, path: str | Path) -> None:
     Raises:
         NotationError: the file cannot be written.
     """
-    path = Path(path)
-    part = path.with_name(f"{path.name}.partial")
-    text = profile_to_json(profile)
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise NotationError(f"cannot write {path}: {error.strerror}") from None
+    write_whole(path, profile_to_json(profile))
 
 
 def load_profile(path: str | Path) -> Profile:
@@ -85,9 +78,12 @@ def load_profile(path: str | Path) -> Profile:
     try:
         return profile_from_json(Path(path).read_bytes())
     except OSError as error:
-        raise NotationError(f"cannot read {path}: {error.strerror}") from None
+        raise NotationError(f"cannot read {path}: {error.strerror}; {_REMEDY}") from None
     except NotationError as error:
-        raise NotationError(f"{path}: {error}") from None
+        raise NotationError(f"{path}: {error}; {_REMEDY}") from None
+
+
+_REMEDY = "name a profile, penstock profile writes one"
 
 
 def is_profile(path: Path) -> bool:

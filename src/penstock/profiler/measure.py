@@ -92,6 +92,7 @@ def _measured(
         overhead=overhead,
         host=host_costs(transport),
         memory_bytes=torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0,
+        sequence=sequence_of(subject.placed[0].given),
     )
     if transport is None or transport.num_ranks == 1:
         return found
@@ -123,6 +124,13 @@ def microbatch_size(given: Boundary) -> int:
     if not given.tensors or not given.tensors[0].dim():
         raise UserError("inputs hold no tensor with samples; give one microbatch, e.g. inputs=batch[:2]")
     return len(given.tensors[0])
+
+
+def sequence_of(given: Boundary) -> int:
+    """Returns the tokens of each sample, where samples are rows of whole numbers; else 0."""
+    first = given.tensors[0]
+    tokens = first.dim() == 2 and not (first.is_floating_point() or first.is_complex() or first.dtype == torch.bool)
+    return first.shape[1] if tokens else 0
 
 
 def _together(transport: Transport | None) -> None:

@@ -185,6 +185,7 @@ class Profile:
         links: from the innermost out; empty where no messages were measured.
         memory_bytes: of the device; 0 where it is not known.
         speeds: of the ranks that measured, how many times faster than the profile each was; empty for one alone.
+        sequence: tokens of each sample, where samples are rows of whole numbers; 0: they are not.
     """
 
     device: str
@@ -196,6 +197,7 @@ class Profile:
     links: tuple[LinkLevel, ...] = field(default=())
     memory_bytes: int = 0
     speeds: tuple[float, ...] = ()
+    sequence: int = 0
 
     @property
     def num_layers(self) -> int:

@@ -195,7 +195,11 @@ class Feed:
     def _weights(self, targets: Sequence[Any], sizes: Sequence[int]) -> list[float]:
         if self._weight_fn is None:
             return [float(size) for size in sizes]
-        weights = [float(self._weight_fn(target)) for target in targets]
+        given = [self._weight_fn(target) for target in targets]
+        try:
+            weights = [float(each) for each in given]
+        except (TypeError, ValueError):
+            raise BatchError(f"weight_fn gave {given[0]!r}; return one number a microbatch, e.g. its tokens") from None
         if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not sum(weights) > 0:
             raise BatchError(f"weight_fn gave {weights}; weights are finite, not negative, and not all 0")
         return weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from penstock.errors import ModelError
+from penstock.errors import ModelError, check_type
 from penstock.runtime.stage_work import StageWork
 
 
@@ -18,8 +18,10 @@ def load_module_state(stages: Iterable[StageWork], state: Mapping[str, Any], *, 
     """Takes the parameters and buffers of these stages of `rank` out of `state`, which may hold more.
 
     Raises:
+        UserError: `state` is no mapping.
         ModelError: one is missing or has another shape.
     """
+    check_type("the state to load", state, Mapping, example="what state_dict returned")
     for work in stages:
         own = work.module.state_dict().keys()
         missing = sorted(name for name in own if name not in state)

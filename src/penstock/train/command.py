@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,9 +34,11 @@ def main(argv: Sequence[str]) -> int:
     from penstock.train.preflight import check_everything
     from penstock.train.resume import nothing_left
 
-    config = _with_free_output(config)
+    asked, config = config, _with_free_output(config)
+    was_there = Path(config.run.output).exists()
     processes = config.pipeline.ranks * config.pipeline.replicas
     check_everything(config, local_ranks=processes)
+    _say_output(asked, config)
     if done := nothing_left(config):
         print(done)
         return 0
@@ -45,6 +48,9 @@ def main(argv: Sequence[str]) -> int:
         return launch(command, ranks=processes, port=config.run.port, say=_say)
     except UserError:
         path.unlink()  # nothing was started, so this is no run's directory
+        if not was_there:
+            with suppress(OSError):  # somebody may have put a file there meanwhile
+                path.parent.rmdir()
         raise
 
 
@@ -86,6 +92,7 @@ def _settle_output(config: Config, me: Worker) -> Config:
         free = _with_free_output(config)
         if not nothing_left(free):
             check_output(Path(free.run.output))
+            _say_output(config, free)
             _write_config(free)
         return free.run.output
 
@@ -103,11 +110,16 @@ def _with_free_output(config: Config) -> Config:
     while os.path.lexists(output / CONFIG_FILE):  # unlike Path.exists, False where it may not look
         number += 1
         output = given.with_name(f"{given.name}-{number}")
-    if output != given:
+    return replace(config, run=replace(config.run, output=str(output)))
+
+
+def _say_output(asked: Config, config: Config) -> None:
+    """Says that the output is another directory than was asked for."""
+    given, output = asked.run.output, config.run.output
+    if Path(output) != Path(given):
         print(
             f"{given} holds an earlier run; this one writes to {output} (--run.resume latest goes on with the earlier)"
         )
-    return replace(config, run=replace(config.run, output=str(output)))
 
 
 def _write_config(config: Config) -> Path:

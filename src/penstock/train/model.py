@@ -12,6 +12,7 @@ import torch
 from penstock.errors import ConfigError
 from penstock.models import cut
 from penstock.models.hugging_face import Directory, meta_model
+from penstock.models.hugging_face.directory import check_directory
 from penstock.models.hugging_face.files import CONFIG_FILE, has_weights, read_config
 from penstock.train.config import VOCABULARY, Config
 from penstock.train.gpt import build_gpt
@@ -66,6 +67,7 @@ def check_model(config: Config) -> None:
     Raises:
         ConfigError: too small a vocabulary, too long a window, a layer that is not there.
         ModelError: model.hf names no model, or one that cannot be cut.
+        CheckpointError: its weights are torn, or of another model.
     """
     if not config.model.hf:
         return
@@ -91,6 +93,8 @@ def check_model(config: Config) -> None:
             f"{config.model.hf}; use at most --model.context {longest}"
         )
     names = layer_names(config)
+    if has_weights(_path(config)):
+        check_directory(Directory(_path(config)))
     foreign = [layer for layer in config.pipeline.recompute if not 0 <= layer < len(names)]
     if foreign:
         raise ConfigError(

@@ -37,6 +37,7 @@ from bokeh.models import (
 from bokeh.resources import INLINE
 
 from penstock.errors import UserError
+from penstock.notation.whole_file import write_whole
 from penstock.timeline import Timeline
 from penstock.units import Unit, time_unit
 from penstock.view.comparison import Row
@@ -71,11 +72,7 @@ def save_page(
     Raises:
         UserError: nothing to draw, or a file that cannot be written.
     """
-    page = page_html(timelines, rows=rows, above=above)
-    try:
-        Path(path).write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    write_whole(path, page_html(timelines, rows=rows, above=above))
 
 
 def page_html(timelines: Mapping[str, Timeline], *, rows: Sequence[Row] = (), above: str = "") -> str:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import msgspec
 
-from penstock.errors import UserError
 from penstock.ir.dependencies import TRAVELS, Value, consumed, produced
 from penstock.ir.ops import COMPUTE, NO_MICROBATCH, Op
+from penstock.notation.whole_file import write_whole
 from penstock.timeline import Span, Timeline, Wait
 
 Event = dict[str, object]
@@ -31,10 +31,7 @@ def save_perfetto(timelines: Mapping[str, Timeline], path: str | Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    try:
-        Path(path).write_bytes(msgspec.json.encode(trace_events(timelines)))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    write_whole(path, msgspec.json.encode(trace_events(timelines)))
 
 
 def trace_events(timelines: Mapping[str, Timeline]) -> dict[str, object]:

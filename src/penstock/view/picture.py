@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
@@ -26,6 +27,7 @@ from matplotlib.transforms import offset_copy
 
 from penstock.errors import UserError
 from penstock.ir.ops import OpKind
+from penstock.notation.whole_file import write_whole
 from penstock.timeline import Timeline
 from penstock.units import Unit, time_unit
 from penstock.view.bars import draw_bars
@@ -112,10 +114,9 @@ def save_figure(figure: Figure, path: str | Path, *, dots_per_inch: int = 200) -
     Raises:
         UserError: the file cannot be written.
     """
-    try:
-        figure.savefig(path, dpi=dots_per_inch, metadata=FORMATS[Path(path).suffix.lower()])
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    suffix, drawn = Path(path).suffix.lower(), BytesIO()
+    figure.savefig(drawn, format=suffix[1:], dpi=dots_per_inch, metadata=FORMATS[suffix])
+    write_whole(path, drawn.getvalue())
 
 
 def _figure(panels: Mapping[str, Timeline], *, width_inches: float, memory: bool) -> Figure:

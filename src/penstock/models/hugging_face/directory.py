@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from penstock.errors import CheckpointError
 from penstock.models.cut import CutModel
 from penstock.models.filling import fill
-from penstock.models.hugging_face.files import CONFIG_FILE, Fetch, fetching, meta_model, weight_files
+from penstock.models.hugging_face.files import CONFIG_FILE, Fetch, fetching, meta_model, shapes_in, weight_files
 from penstock.models.hugging_face.front_end import units_of
 from penstock.models.hugging_face.plan import parts_of
 
@@ -49,6 +49,24 @@ def from_directory(directory: Directory) -> CutModel:
     root = Path(directory.path)
     model = meta_model(root, dtype=directory.dtype)
     return replace(units_of(model, parts_of(model)), fill=partial(_fill, model, root, weight_files(root)))
+
+
+def check_directory(directory: Directory) -> None:
+    """Refuses a directory that could not be read, from the headings of its files alone: before any rank starts.
+
+    Raises:
+        ModelError: a configuration that makes no such model.
+        CheckpointError: files that are missing, torn, or of another model than the configuration.
+    """
+    root = Path(directory.path)
+    model = meta_model(root, dtype=directory.dtype)
+    files, tensors = weight_files(root), model.state_dict()
+    plain, _, _ = _sources(model, files, tensors)
+    for file in sorted({*files.values()}):
+        shapes = shapes_in(file)
+        for source, name in plain.items():
+            if files[source] == file and source in shapes:
+                _check_shape(shapes[source], tuple(tensors[name].shape), name, root)
 
 
 def _fill(model: Any, directory: Path, files: dict[str, Path], stages: Sequence[nn.Module], seed: int | None) -> None:
@@ -164,17 +182,21 @@ def _converted(
 
 
 def _put(value: Tensor, tensor: Tensor, name: str, directory: Path) -> None:
-    if value.shape != tensor.shape:
-        raise CheckpointError(
-            f"{directory} has {name} with shape {tuple(value.shape)} and its configuration makes "
-            f"{tuple(tensor.shape)}; config.json and weights are of different models"
-        )
+    _check_shape(tuple(value.shape), tuple(tensor.shape), name, directory)
     if value.is_floating_point() != tensor.is_floating_point() or (tensor.is_floating_point() and value.itemsize == 1):
         raise CheckpointError(
             f"{directory} has {name} as {str(value.dtype).removeprefix('torch.')}, which is not rounded to the model's "
             f"{str(tensor.dtype).removeprefix('torch.')}; quantized weights cannot be trained, give the original ones"
         )
     tensor.detach().copy_(value)
+
+
+def _check_shape(found: tuple[int, ...], needed: tuple[int, ...], name: str, directory: Path) -> None:
+    if found != needed:
+        raise CheckpointError(
+            f"{directory} has {name} with shape {found} and its configuration makes {needed}; config.json and weights "
+            "are of different models"
+        )
 
 
 def _check_complete(model: Any, tensors: Mapping[str, Tensor], known: set[str], directory: Path) -> None:

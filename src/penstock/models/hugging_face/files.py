@@ -139,6 +139,16 @@ def weight_files(directory: Path) -> dict[str, Path]:
     return found
 
 
+def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each tensor in a safetensors file; only its heading is read.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    with _opened(file) as handle:
+        return {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118  # no dict
+
+
 @contextmanager
 def fetching(files: dict[str, Path]) -> Iterator[Fetch]:
     """Returns what reads single tensors; a file is opened when the first of its tensors is read."""
