@@ -4,8 +4,12 @@ python benchmarks/prediction.py [--models tiny d256 llama linear] [--schedules g
 
 Two processes, one core and one thread each, messages through shared memory. For each model, round after round, both
 ranks profile its layers, host and messages (`penstock.profile`), a few schedules run a step each, both ranks profile
-again, the next few run, and so on. A step is set beside its prediction from the two profiles around it: machines like
-this one are a third slower in one minute than in another. No time of a run enters its prediction.
+again, the next few run, and so on. A step is set beside its prediction from the two profiles around it.
+
+Virtual cores change their speed: the same step takes 200 ms, and 290 ms a second later. So each rank times a fixed
+computation, its *pace*, before and after every profile and every step. A step counts where its two paces agree within
+`STEADY`; profiles count likewise. The profile's devices then get the speed that they had at the step: by the ratio of
+the paces. No time of a run enters its prediction.
 
 The ranks keep the memory that they free, as allocators of GPUs do: given back to the system and taken again, each page
 of it would cost a fault, in which steps and profiles differ.
@@ -26,6 +30,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -48,10 +53,14 @@ from penstock.train.gpt import build_gpt, lm_loss
 from penstock.train.launch import KEEPS_MEMORY
 
 MICROBATCHES = 8
-WARM_UP = 3
+RETRIES = 4
+"""Tries for a steady pace."""
+WARM_UP = 2
 """Steps before the one that counts, after another schedule or a profile has run."""
-BETWEEN_PROFILES = 7
+BETWEEN_PROFILES = 4
 """Schedules that run between two profiles."""
+STEADY = 0.1
+"""Two paces that differ by less are one."""
 
 
 class Case(NamedTuple):
@@ -96,6 +105,47 @@ CASES: dict[str, Callable[[], Case]] = {
     "llama": llama,
     "linear": linear,
 }
+
+
+class Beside(NamedTuple):
+    """A profile or a step with the paces of all ranks before and after it, in seconds.
+
+    Attributes:
+        what: the profile, or the step's seconds and its timeline.
+        paces: `[rank]` of the fixed computation, the mean of before and after.
+        steady: whether they agree on every rank.
+    """
+
+    what: Any
+    paces: tuple[float, ...]
+    steady: bool
+
+
+class Pace:
+    """A computation that is always the same, timed on every rank at once."""
+
+    def __init__(self, transport: DistributedTransport) -> None:
+        self._transport = transport
+        self._layer = nn.TransformerEncoderLayer(128, 4, 384, dropout=0.0, batch_first=True)
+        self._inputs = torch.randn(2, 96, 128)
+
+    def seconds(self) -> tuple[float, ...]:
+        """Returns what it takes now, by rank; every rank calls it."""
+        taken = []
+        for _ in range(7):
+            begin = time.perf_counter()
+            self._layer(self._inputs).sum().backward()
+            taken.append(time.perf_counter() - begin)
+        rows = self._transport.gather(torch.tensor([statistics.median(taken[1:])], dtype=torch.float64))
+        return tuple(rows[:, 0].tolist())
+
+    def beside(self, work: Callable[[], Any]) -> Beside:
+        """Returns what `work` gives, with the paces around it."""
+        before = self.seconds()
+        what = work()
+        after = self.seconds()
+        steady = all(abs(late / early - 1) < STEADY for early, late in zip(before, after, strict=True))
+        return Beside(what, tuple((early + late) / 2 for early, late in zip(before, after, strict=True)), steady)
 
 
 class Line(NamedTuple):
@@ -145,41 +195,72 @@ def _case(name: str, options: argparse.Namespace) -> list[Line]:
         for each in names
     }
     memory = {each: _warm_up(pipe, case) for each, pipe in pipes.items()}
+    pace = Pace(transport)
     steps: dict[str, list[Causes]] = {each: [] for each in pipes}
-    profiles: list[ps.Profile] = []
+    profiles: list[Beside] = []
 
     def profile() -> None:
-        profiles.append(
-            ps.profile(*one, loss_fn=case.loss, transport=transport, seconds=options.seconds, recompute=False)
+        make = lambda: ps.profile(  # noqa: E731
+            *one, loss_fn=case.loss, transport=transport, seconds=options.seconds, recompute=False
         )
+        for _ in range(RETRIES):
+            profiles.append(pace.beside(make))
+            if profiles[-1].steady:
+                return
 
     profile()
     for number in range(options.rounds):
         order = names[:: -1 if number % 2 else 1]
         for start in range(0, len(order), BETWEEN_PROFILES):
             some = order[start : start + BETWEEN_PROFILES]
-            seconds = {}
-            for each in some:
-                for _ in range(WARM_UP):
-                    _step(pipes[each], case)  # caches and the allocator's memory are those of this schedule
-                transport.gather(torch.zeros(1))  # they begin together
-                seconds[each] = _step(pipes[each], case)
+            ran = {each: _steady_step(pace, pipes[each], case) for each in some}
             profile()
-            for each in some:
-                expected = _predicted(merged(profiles[-2:]), pipes[each])
-                program = pipes[each].plan.proof.program
-                steps[each].append(causes(expected, program, pipes[each].trace(), step_seconds=[seconds[each]]))
+            for each, step in ran.items():
+                if step is not None:
+                    around = [_at_pace(found, step.paces) for found in profiles if found.steady][-2:]
+                    expected = _predicted(merged(around), pipes[each])
+                    seconds, timeline = step.what
+                    program = pipes[each].plan.proof.program
+                    steps[each].append(causes(expected, program, [timeline], step_seconds=[seconds]))
     lines = []
     for each, pipe in pipes.items():
-        expected = _predicted(merged(profiles), pipe)
+        expected = _predicted(merged([found.what for found in profiles]), pipe)
         rows: list[float] = [0.0, 0.0]
         dist.all_gather_object(rows, memory[each])
         off = max((wanted / held - 1 for wanted, held in zip(expected.peak_bytes, rows, strict=True)), key=abs)
-        lines.append(Line(name, each, steps[each], off))
-        if dist.get_rank() == 0:
-            _print(lines[-1])
+        if steps[each]:
+            lines.append(Line(name, each, steps[each], off))
+            if dist.get_rank() == 0:
+                _print(lines[-1])
+        elif dist.get_rank() == 0:
+            print(f"{name:8} {each:17} no step at a steady pace", flush=True)
     transport.close()
     return lines
+
+
+def _steady_step(pace: Pace, pipe: ps.Pipeline, case: Case) -> Beside | None:
+    """Returns the seconds and the timeline of a step at a steady pace; None where several tries had none."""
+
+    def step() -> tuple[float, ps.Timeline]:
+        seconds = _step(pipe, case)
+        (timeline,) = pipe.trace()
+        return seconds, timeline
+
+    for _ in range(WARM_UP):
+        _step(pipe, case)  # caches and the allocator's memory are those of this schedule
+    for _ in range(RETRIES):
+        _step(pipe, case)
+        found = pace.beside(step)
+        if found.steady:
+            return found
+    return None
+
+
+def _at_pace(found: Beside, paces: Sequence[float]) -> ps.Profile:
+    """Returns a profile whose devices have the speeds of other paces than those it was made at."""
+    profile: ps.Profile = found.what
+    ratios = [then / now for then, now in zip(found.paces, paces, strict=True)]
+    return replace(profile, speeds=tuple(speed * ratio for speed, ratio in zip(profile.speeds, ratios, strict=True)))
 
 
 def _predicted(profile: ps.Profile, pipe: ps.Pipeline) -> ps.Prediction:

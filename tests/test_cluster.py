@@ -52,6 +52,8 @@ def test_a_link_is_busy_for_the_bytes_and_not_for_the_latency() -> None:
         (((Device(speed=0),), ((1, Link()),)), "device speed=0; use a number above 0, 1 for the measured device"),
         (((Device(speed=-2),), ((1, Link()),)), "device speed=-2; use"),
         (((Device(speed=math.nan),), ((1, Link()),)), "device speed=nan; use"),
+        (((Device(waking=((2, 1), (2, 3))),), ((1, Link()),)), "waking=((2, 1), (2, 3)); give waits that rise"),
+        (((Device(waking=((2, -1),)),), ((1, Link()),)), "waking=((2, -1),); give waits that rise"),
         (((Device(speed="fast"),), ((1, Link()),)), "device speed='fast'; use"),  # type: ignore[arg-type]
         (((Device(),), ((0, Link()),)), "level 0, "),
         (((Device(),), ((1, Link(latency_seconds=-1)),)), "latency_seconds=-1"),
@@ -64,7 +66,7 @@ def test_a_cluster_that_cannot_be_is_refused(arguments: Any, said: str) -> None:
     with pytest.raises(UserError) as refused:
         Cluster(*arguments)
     assert said in str(refused.value)
-    if "level " in said or ("=" in said and "speed" not in said):
+    if "level " in said or ("=" in said and "speed" not in said and "waking" not in said):
         assert "groups hold a rank or more, latency ≥ 0, bandwidth > 0" in str(refused.value)
 
 
@@ -73,6 +75,12 @@ def test_a_number_of_ranks_that_is_none_is_refused(num_ranks: Any) -> None:
     with pytest.raises(UserError) as refused:
         Cluster.uniform(num_ranks)
     assert str(refused.value) == f"num_ranks={num_ranks!r}; a cluster has a whole number of ranks, e.g. 4"
+
+
+def test_an_op_takes_longer_after_a_wait_on_lines_between_what_is_known() -> None:
+    device = Device(waking=((2, 4), (6, 6)))
+    assert [device.waking_seconds(stood) for stood in (0, 1, 2, 4, 6, 99)] == [0, 2, 4, 5, 6, 6]
+    assert Device().waking_seconds(5) == 0
 
 
 def test_links_that_follow_no_groups_are_given_pair_by_pair() -> None:

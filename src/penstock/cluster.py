@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from numbers import Real
 
 from penstock.errors import UserError, check_type
@@ -16,10 +17,23 @@ class Device:
     Attributes:
         memory_bytes: its memory.
         speed: how many times faster than the device the costs were measured on.
+        waking: `(seconds that the rank stood still, seconds that its next op takes longer)`, by rising wait, on lines
+            between; the last holds for all longer waits. What a core ran before has left its caches by then.
     """
 
     memory_bytes: float = math.inf
     speed: float = 1
+    waking: tuple[tuple[float, float], ...] = ()
+
+    def waking_seconds(self, stood: float) -> float:
+        """Returns how much longer an op takes whose rank stood still for so many seconds before it."""
+        before: tuple[float, float] = (0, 0)
+        for point in self.waking:
+            if stood < point[0]:
+                share = (stood - before[0]) / (point[0] - before[0])
+                return before[1] + share * (point[1] - before[1])
+            before = point
+        return before[1]
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,11 @@ class Cluster:
             check_type("a device", device, Device, example="e.g. penstock.Device()")
             if not (_is_number(device.speed) and device.speed > 0):
                 raise UserError(f"device speed={device.speed!r}; use a number above 0, 1 for the measured device")
+            waits = [0.0, *(stood for stood, _ in device.waking)]
+            if any(later <= before for before, later in pairwise(waits)) or any(more < 0 for _, more in device.waking):
+                raise UserError(
+                    f"device waking={device.waking!r}; give waits that rise from above 0, e.g. ((0.01, 1e-4),)"
+                )
         for size, link in self.levels:
             numbers = _is_number(link.latency_seconds) and _is_number(link.bytes_per_second)
             if not numbers or size < 1 or not link.latency_seconds >= 0 or not link.bytes_per_second > 0:

@@ -53,6 +53,15 @@ def test_what_lies_outside_the_program_is_host() -> None:
     assert adds_up(told)
 
 
+def test_what_ops_take_longer_after_a_wait_is_no_drift_of_the_layers() -> None:
+    profile = by_hand()
+    asleep = replace(profile, host=replace(profile.host, waking=((5.0, 3.0),)))
+    expected = predict(asleep, PROGRAM)
+    assert expected.timeline.makespan > EXPECTED.timeline.makespan
+    told = causes(expected, PROGRAM, [expected.timeline])
+    assert (told.compute, told.host, told.transfer, told.waiting) == pytest.approx((0, 0, 0, 0))
+
+
 def test_one_op_that_was_late_is_waiting() -> None:
     """The other ops of its kind took their median, so the layers are not slower: the ranks waited."""
     rank, op = 1, ps.Op(OpKind.F, 1, 2, 0)

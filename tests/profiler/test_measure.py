@@ -34,9 +34,14 @@ def test_ranks_that_measure_together_get_one_profile_with_links() -> None:
 
 
 def test_the_host_takes_some_time_for_an_op_and_a_step() -> None:
-    found = host_costs(None)
+    found = host_costs(None, torch.device("cpu"))
     assert 0 < found.op_seconds < 0.05
     assert 0 < found.step_seconds < 0.5
+    waits, longer = zip(*found.waking, strict=True)
+    assert list(waits) == sorted(waits)
+    assert list(longer) == sorted(longer)
+    assert 0 <= longer[0] <= longer[-1] < 0.1
+    assert host_costs(None, torch.device("meta")).waking == ()
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,14 @@ def test_latency_delays_every_message_and_is_told_apart_from_waiting() -> None:
     ]  # fmt: skip
 
 
+def test_an_op_takes_longer_where_its_rank_stood_still_before_it() -> None:
+    """Both ranks stand still for 1 or more before some of their ops; a wait of 2 or more costs 1, of 1 a half."""
+    devices = (Device(waking=((2, 1),)),) * 2
+    timeline = simulate(one_f_one_b(2, 2), StageCosts(forward=2, backward=4), Cluster(devices, ((2, Link(1)),)))
+    assert times(timeline, 1) == "1F0:3-6 1B0:6-10 1F1:10-12 1B1:12-16"
+    assert times(timeline, 0) == "0F0:0-2 0F1:2-4 0B0:11-16 0B1:17-21.5"
+
+
 def test_a_message_takes_its_bytes_over_the_bandwidth_and_the_link_is_busy_so_long() -> None:
     """Each forward is 6 bytes at 2 a second: the second waits for the link until 4, and arrives at 7."""
     timeline = simulate(

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from statistics import median
 
-from penstock.cluster import Cluster
+from penstock.cluster import Cluster, Device
 from penstock.costs import StageCosts
 from penstock.errors import UserError
 from penstock.ir.halves import whole_backwards
@@ -68,8 +68,7 @@ def causes(
         raise UserError("timelines is empty; run some steps and give pipe.trace(10)")
     ran = median(timeline.makespan for timeline in timelines)
     measured = median(step_seconds) if step_seconds else ran + prediction.step_seconds
-    speeds = [device.speed for device in prediction.cluster.devices]
-    found = _measured(timelines, prediction.parts, program, speeds)
+    found = _measured(timelines, prediction.parts, program, prediction.cluster.devices)
     program = as_run(program)
     parts, cluster = prediction.parts, prediction.cluster
     by_plan = prediction.timeline.makespan
@@ -104,8 +103,8 @@ _Key = tuple[OpKind, int]
 _Found = dict[_Key, list[float]]
 
 
-def _measured(timelines: Sequence[Timeline], planned: Parts, program: Program, speeds: Sequence[float]) -> Parts:
-    """Returns the medians of what ops were made of, at speed 1; of ops that did not run what was planned."""
+def _measured(timelines: Sequence[Timeline], planned: Parts, program: Program, devices: Sequence[Device]) -> Parts:
+    """Returns the medians of what ops were made of, at speed 1 and awake; of ops that did not run what was planned."""
     compute: _Found = defaultdict(list)
     host: _Found = defaultdict(list)
     transfer: _Found = defaultdict(list)
@@ -113,15 +112,18 @@ def _measured(timelines: Sequence[Timeline], planned: Parts, program: Program, s
     for timeline in timelines:
         asked = {(wait.rank, wait.op): wait for wait in timeline.waits}
         for rank, row in enumerate(timeline.by_rank):
+            speed = devices[rank].speed
             spans = list(_as_run(row, wholes[rank]))
             for (key, span), following in zip(spans, [*(each for _, each in spans[1:]), None], strict=True):
-                compute[key].append((span.end - span.start) * speeds[rank])
                 wait = asked.get((rank, span.op))
+                waking = 0.0
                 if wait is not None:
-                    transfer[key].append((wait.end - min(max(wait.sent, wait.start), wait.end)) * speeds[rank])
+                    waking = devices[rank].waking_seconds(wait.end - wait.start)
+                    transfer[key].append((wait.end - min(max(wait.sent, wait.start), wait.end)) * speed)
+                compute[key].append((span.end - span.start - waking) * speed)
                 if following is not None:
                     then = asked.get((rank, following.op))
-                    host[key].append(((then.start if then else following.start) - span.end) * speeds[rank])
+                    host[key].append(((then.start if then else following.start) - span.end) * speed)
     return Parts(_medians(compute, planned.compute), _medians(host, planned.host), _medians(transfer, planned.transfer))
 
 

@@ -67,4 +67,5 @@ def cluster_of(profile: Profile, num_ranks: int) -> Cluster:
         )
         for level in profile.links
     )
-    return Cluster(tuple(Device(memory, speed) for speed in speeds), levels or ((num_ranks, Link()),))
+    devices = tuple(Device(memory, speed, profile.host.waking) for speed in speeds)
+    return Cluster(devices, levels or ((num_ranks, Link()),))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from statistics import fmean, median
 
 import torch
@@ -22,6 +23,8 @@ from penstock.timeline import Timeline
 
 _STEPS = 24
 _CHUNKS, _MICROBATCHES = 4, 8
+_STOOD, _WAKINGS = (1e-3, 3e-3, 1e-2, 3e-2), 9
+"""Waits in seconds after which an op is timed, and how often each."""
 _BEYOND_CACHES = 4 << 20
 """Bytes that leave nothing else in the caches of a core."""
 _REDUCED_BYTES, _REDUCED = 4 << 20, 16
@@ -46,15 +49,17 @@ class Scale(nn.Module):
         return x * self.factor
 
 
-def host_costs(transport: Transport | None) -> HostCosts:
+def host_costs(transport: Transport | None, device: torch.device) -> HostCosts:
     """Returns what an op and a step take beside their work; with several ranks every rank calls it.
 
     Args:
         transport: between the ranks; None for one rank alone.
+        device: that the model runs on.
     """
     op_seconds = run_ranks(_op_seconds, 1)[0]
     step_seconds = _step_seconds(transport) if transport is not None else run_ranks(_step_seconds, 1)[0]
-    return HostCosts(max(0.0, op_seconds), max(0.0, step_seconds), *_reduction_seconds_per_byte())
+    waking = _waking() if device.type == "cpu" else ()
+    return HostCosts(max(0.0, op_seconds), max(0.0, step_seconds), *_reduction_seconds_per_byte(), waking)
 
 
 def _op_seconds(transport: LoopbackTransport) -> float:
@@ -73,6 +78,30 @@ def _op_seconds(transport: LoopbackTransport) -> float:
     between = [after.start - before.end for timeline in cold for before, after in pairwise(timeline.spans)]
     # A difference of two small times: the least of each, because what else runs on the core only adds to them.
     return max(0.0, min(within) - min(alone)) + median(between)
+
+
+def _waking() -> tuple[tuple[float, float], ...]:
+    """Returns how much longer an op takes after waits; a longer wait costs no less than a shorter one.
+
+    Code, not data, is what an op finds cold, so that layers of any size lose about as much.
+    """
+    with torch.random.fork_rng():
+        layer = nn.TransformerEncoderLayer(64, 4, 256, dropout=0.0, batch_first=True)
+    inputs = torch.zeros(1, 32, 64)
+    taken: dict[float, list[float]] = {}
+    for _ in range(_WAKINGS):
+        for stood in (0.0, *_STOOD):
+            for _ in range(2):
+                layer(inputs)
+            until = time.perf_counter() + stood
+            while time.perf_counter() < until:
+                os.sched_yield()  # as a rank that waits for shared memory
+            begin = time.perf_counter()
+            layer(inputs)
+            taken.setdefault(stood, []).append(time.perf_counter() - begin)
+    usual = median(taken.pop(0.0))
+    longer = accumulate((max(0.0, median(row) - usual) for row in taken.values()), max)
+    return tuple(zip(taken, longer, strict=True))
 
 
 def _timelines(layers: Sequence[Scale], transport: LoopbackTransport, *, steps: int) -> Iterator[Timeline]:

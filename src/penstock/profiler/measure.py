@@ -90,7 +90,7 @@ def _measured(
         microbatch_size=microbatch_size(subject.placed[0].given),
         layers=layers,
         overhead=overhead,
-        host=host_costs(transport),
+        host=host_costs(transport, device),
         memory_bytes=torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0,
         sequence=sequence_of(subject.placed[0].given),
     )
@@ -172,14 +172,21 @@ def _levels(transport: Transport, *, largest: int, device: torch.device) -> tupl
 def merged(profiles: Sequence[Profile]) -> Profile:
     """Returns the profile whose times are the medians of several of one model: over ranks, or over moments."""
     layers = tuple(_merged_layer(rows) for rows in zip(*(each.layers for each in profiles), strict=True))
-    host = HostCosts(*(median(getattr(each.host, field.name) for each in profiles) for field in fields(HostCosts)))
     return replace(
         profiles[0],
         layers=layers,
         overhead=_merged_timings([each.overhead for each in profiles]),
-        host=host,
+        host=_merged_host([each.host for each in profiles]),
         speeds=tuple(median(row) for row in zip(*(each.speeds for each in profiles), strict=True)),
     )
+
+
+def _merged_host(rows: Sequence[HostCosts]) -> HostCosts:
+    seconds = [field.name for field in fields(HostCosts) if field.name != "waking"]
+    middle = {name: median(getattr(row, name) for row in rows) for name in seconds}
+    points = zip(*(row.waking for row in rows), strict=True)
+    waking = tuple((at[0][0], median(longer for _, longer in at)) for at in points)
+    return HostCosts(**middle, waking=waking)
 
 
 def _merged_layer(rows: Sequence[LayerProfile]) -> LayerProfile:

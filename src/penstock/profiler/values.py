@@ -118,12 +118,14 @@ class HostCosts:
         step_seconds: of a step beside its program: the ranks agree, and the loss goes to all of them.
         gather_seconds_per_byte: to lay gradients side by side for the other ranks that hold a stage.
         sum_seconds_per_byte: to add up two ranks' gradients and put the sum in their place.
+        waking: (seconds that a rank stood still, seconds that its next op takes longer), by rising wait.
     """
 
     op_seconds: float = 0.0
     step_seconds: float = 0.0
     gather_seconds_per_byte: float = 0.0
     sum_seconds_per_byte: float = 0.0
+    waking: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 The model:
 1. A rank runs its instructions in order. Sending and posting a receive take no time on the rank.
 2. A compute op starts when the rank is free and its messages have arrived, and takes its seconds divided
-   by the device's speed.
+   by the device's speed. If the rank stood still before it, it takes longer by what the device takes to wake.
 3. A message is ready when its send and its receive are posted, and starts when the directed link is free.
    Messages between the same two ranks share that link, first ready first served. It arrives
    bytes/bandwidth + latency later.
@@ -86,6 +86,7 @@ class _Run:
         self.at: list[int] = program.columns.first[:-1].tolist()
         self.ends: list[int] = program.columns.first[1:].tolist()
         self.clock: list[float] = [0] * num_ranks
+        self.devices = [device if device.waking else None for device in cluster.devices]
         self.blocked_by = [-1] * num_ranks
         self.begun: list[float] = [0] * len(self.work.entries)
         self.ended: list[float] = [0] * len(self.work.entries)
@@ -126,7 +127,7 @@ class _Run:
         """Runs `rank`, and the ranks whose steps wait for its reductions, until they need what is not there yet."""
         role, brings, needs, seconds = self.work.role, self.work.brings, self.work.needs, self.work.seconds
         arrived, posted, begun, ended = self.arrived, self.posted, self.begun, self.ended
-        clock = self.clock[rank]
+        clock, device = self.clock[rank], self.devices[rank]
         at, end = self.at[rank], self.ends[rank]
         self.blocked_by[rank] = -1
         while at < end:
@@ -145,7 +146,8 @@ class _Run:
                 if last >= 0:
                     self.waits.append((rank, at, clock, start, last))
                 begun[at] = start
-                ended[at] = clock = start + seconds[at]
+                late = device.waking_seconds(start - clock) if device and last >= 0 else 0
+                ended[at] = clock = start + seconds[at] + late
                 if brings[at] >= 0:
                     self.give(brings[at], clock)
             elif does == POSTS:
