@@ -66,10 +66,10 @@ def test_the_files_asked_for_are_written_and_named(tmp_path: Path, capsys: Captu
         (["--transfer", "-1"], "--transfer -1.0; give seconds, not negative, e.g. --transfer 0.1"),
         (["--latency", "inf"], "--transfer inf; give seconds"),
         (["--svg", "a.png"], "--svg a.png; name a file that ends in .svg"),
-        (["--html", "absent/a.html"], "cannot write absent/a.html: No such file or directory"),
+        (["--html", "absent/a.html"], "cannot write absent/a.html: there is no folder absent"),
         (["--png", "a.bmp"], 'cannot draw "a.bmp"; use a suffix of .png, .svg, .pdf'),
-        (["--json", "absent/a.json"], "cannot write absent/a.json: No such file or directory"),
-        (["--perfetto", "absent/a.json"], "cannot write absent/a.json: No such file or directory"),
+        (["--json", "absent/a.json"], "cannot write absent/a.json: there is no folder absent"),
+        (["--perfetto", "absent/a.json"], "cannot write absent/a.json: there is no folder absent"),
     ],
 )
 def test_mistakes_are_one_line(
