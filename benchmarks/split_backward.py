@@ -2,8 +2,8 @@
 
 python benchmarks/split_backward.py [--repeats 15]
 
-One thread. B, penstock's halves and torch's halves take turns on the same blocks; the figures are medians. `held` is
-what is in memory between I and W beside what a forward holds until its backward.
+One thread. B, penstock's halves and torch's halves take turns on the same blocks. Ratios are medians of those in a
+turn, because cores change their speed: `F/F` is a forward whose backward will be split by one whose will not.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-import statistics
 import time
 from collections.abc import Callable
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
 from torch.nn import functional
 
-from penstock.runtime.split_backward import DeferWeightGradients, Tape, accumulate
+from penstock.runtime.split_backward import DeferredForward, Tape, accumulate
 
 CASES = {"48 layers, d=64, 32 tokens": (48, 64, 1, 32), "12 layers, d=64, 32 tokens": (12, 64, 1, 32)}
 CASES |= {"4 layers, d=256, 512 tokens": (4, 256, 4, 128), "4 layers, d=512, 2048 tokens": (4, 512, 8, 256)}
@@ -59,7 +59,7 @@ def full(model: nn.Module, x: Tensor, grad: Tensor) -> Halves:
     return middle - begin, time.perf_counter() - middle, 0.0
 
 
-def halves_by_penstock(mode: DeferWeightGradients, tape: Tape) -> Callable[[nn.Module, Tensor, Tensor], Halves]:
+def halves_by_penstock(mode: DeferredForward, tape: Tape) -> Callable[[nn.Module, Tensor, Tensor], Halves]:
     """Returns what times penstock's halves."""
 
     def run(model: nn.Module, x: Tensor, grad: Tensor) -> Halves:
@@ -101,22 +101,25 @@ def main() -> None:
     for name, (layers, width, batch, length) in CASES.items():
         model = nn.Sequential(*(Block(width) for _ in range(layers)))
         tape = Tape()
-        contenders = (full, halves_by_penstock(DeferWeightGradients(tape), tape), halves_by_torch)
-        models = [copy.deepcopy(model) for _ in contenders]
+        models = [copy.deepcopy(model) for _ in range(3)]
+        contenders = (full, halves_by_penstock(DeferredForward(models[1], tape), tape), halves_by_torch)
         x, grad = torch.randn(2, batch, length, width)
         times: list[list[Halves]] = [[] for _ in contenders]
         for _ in range(repeats):
             for contender, own, rows in zip(contenders, models, times, strict=True):
                 rows.append(contender(own, x.clone().requires_grad_(), grad))
-        forward, backward, ours, torchs = (
-            [1e3 * statistics.median(row[0] for row in rows) for rows in times[:2]],
-            *(1e3 * statistics.median(row[1] + row[2] for row in rows) for rows in times),
-        )
+        wholes, ours, torchs = ([row[1] + row[2] for row in rows] for rows in times)
+        forwards = [[row[0] for row in rows] for rows in times]
         print(
-            f"{name:30}{forward[0]:8.1f}{backward:8.1f}{ours:9.1f}{ours / backward:9.3f}"
-            f"{forward[1] / forward[0]:7.2f}{torchs / backward:15.2f}",
+            f"{name:30}{median(forwards[0]) * 1e3:8.1f}{median(wholes) * 1e3:8.1f}{median(ours) * 1e3:9.1f}"
+            f"{_ratio(ours, wholes):9.3f}{_ratio(forwards[1], forwards[0]):7.2f}{_ratio(torchs, wholes):15.2f}",
             flush=True,
         )
+
+
+def _ratio(some: list[float], others: list[float]) -> float:
+    """Returns the median of the ratios in a turn, the first turns aside."""
+    return median([one / other for one, other in zip(some, others, strict=True)][2:])
 
 
 if __name__ == "__main__":

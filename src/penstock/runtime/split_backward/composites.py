@@ -12,21 +12,31 @@ weights would get their gradients in I. Here the same code runs without that fir
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules import activation
 
 _PARTS = ("_in_projection_packed", "_in_projection")
 """Functions of torch.nn.functional that it calls, and that call `linear`."""
 
 
 def composites(linear: Callable[..., Tensor]) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Returns function, as `__torch_function__` names it -> its twin, which takes `linear` for its products."""
+    """Returns function, as `__torch_function__` names it -> its twin, which takes `linear` for its products.
+
+    That of `nn.MultiheadAttention.forward` is among them, which no mode meets: it calls the twin of its function.
+    """
     names = vars(functional) | {"has_torch_function": _is_plain, "linear": linear}
     names |= {name: _twin(names[name], names) for name in _PARTS}
-    return {function: _twin(function, names) for function in (functional.multi_head_attention_forward,)}
+    attention = _twin(functional.multi_head_attention_forward, names)
+    functions = SimpleNamespace(**vars(functional) | {"multi_head_attention_forward": attention})
+    module = nn.MultiheadAttention.forward
+    return {
+        functional.multi_head_attention_forward: attention,
+        module: _twin(module, vars(activation) | {"F": functions}),
+    }
 
 
 def _twin(function: Any, names: dict[str, Any]) -> Callable[..., Any]:

@@ -4,7 +4,7 @@ A mode meets every call of torch, and each costs some microseconds: for narrow l
 themselves. Most weights belong to a module whose forward uses them, and most of these are `nn.Linear`:
 
     stage ── its own code, norms, attention ────────────── no mode
-          ── nn.Linear ───────────────────────── its product goes to the tape, without a mode
+          ── nn.Linear, nn.MultiheadAttention ── their products go to the tape, without a mode
           ── another module that holds weights ── a mode over its forward alone
 
 In the first forward a second mode is over everything. If it meets a weight that none of these has met, e.g. a head
@@ -19,10 +19,11 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from penstock.runtime.split_backward.mode import DeferWeightGradients
+from penstock.runtime.split_backward.mode import PLAIN, DeferWeightGradients
 from penstock.runtime.split_backward.tape import Tape
 
 
@@ -82,13 +83,30 @@ class _LinearForward(_Forward):
         return self._mode.run(functional.linear, (input, module.weight, module.bias), {})
 
 
+class _AttentionForward(_Forward):
+    """That of `nn.MultiheadAttention`, whose code is known: its products go to the tape, the rest needs no mode."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = (*args, *kwargs.values())
+        if torch.compiler.is_compiling() or any(isinstance(each, Tensor) and type(each) not in PLAIN for each in given):
+            return super().__call__(*args, **kwargs)
+        return self._mode.composites[nn.MultiheadAttention.forward](self._module, *args, **kwargs)
+
+
+_OWN: dict[Callable[..., Any], type[_Forward]] = {
+    nn.Linear.forward: _LinearForward,
+    nn.MultiheadAttention.forward: _AttentionForward,
+}
+"""The forward of a class of torch's -> what takes its place; any other is run under a mode."""
+
+
 def _forwards(stage: nn.Module, mode: DeferWeightGradients) -> list[tuple[dict[str, Any], _Forward]]:
     """Returns the attributes of each module that holds weights, and its forward; none where code is compiled."""
     modules = list(stage.modules())
     if any(map(_may_be_compiled, modules)):
         return []
     return [
-        (vars(module), (_LinearForward if type(module).forward is nn.Linear.forward else _Forward)(module, mode))
+        (vars(module), _OWN.get(type(module).forward, _Forward)(module, mode))
         for module in modules
         if any(weight is not None and weight.dim() > 1 for weight in module._parameters.values())
     ]

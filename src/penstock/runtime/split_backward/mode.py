@@ -17,7 +17,7 @@ from penstock.runtime.split_backward.rules import RULES, Operands, Rule
 from penstock.runtime.split_backward.tape import Entry, Owed, Piece, Tape, Weights, accumulate
 from penstock.runtime.spread import is_spread
 
-_PLAIN = frozenset({Tensor, Parameter})
+PLAIN = frozenset({Tensor, Parameter})
 
 
 class DeferWeightGradients(TorchFunctionMode):
@@ -28,12 +28,13 @@ class DeferWeightGradients(TorchFunctionMode):
 
     Attributes:
         met: whether an op that owes weight gradients has come by.
+        composites: function -> its twin whose products leave their weight gradients, too.
     """
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()
         self._tape = tape
-        self._composites = composites(lambda *operands: self.run(functional.linear, operands, {}))
+        self.composites = composites(lambda *operands: self.run(functional.linear, operands, {}))
         self.met = False
 
     def __torch_function__(
@@ -45,8 +46,8 @@ class DeferWeightGradients(TorchFunctionMode):
     ) -> Any:
         if func in RULES:
             return self.run(func, args, kwargs or {})
-        composite = self._composites.get(func)
-        if composite is not None and _PLAIN.issuperset(types) and not torch.compiler.is_compiling():
+        composite = self.composites.get(func)
+        if composite is not None and PLAIN.issuperset(types) and not torch.compiler.is_compiling():
             return composite(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
@@ -55,7 +56,7 @@ class DeferWeightGradients(TorchFunctionMode):
         if not torch.compiler.is_compiling():
             rule = RULES[func]
             call = rule.parse(*args, **kwargs)
-            if call is not None and (type(call.input) in _PLAIN or is_spread(call.input)):
+            if call is not None and (type(call.input) in PLAIN or is_spread(call.input)):
                 weights = _weights_of(rule, call)
                 if weights is not None:
                     self.met = True
