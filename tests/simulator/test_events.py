@@ -13,6 +13,7 @@ from penstock import Cluster, Device, Link, Program, Schedule, StageCosts, lower
 from penstock.errors import UserError, VerificationError
 from penstock.ir import Op, OpKind
 from penstock.schedules import gpipe, naive, one_f_one_b
+from penstock.simulator import simulated_seconds
 from penstock.timeline import Shares, Timeline
 
 
@@ -49,6 +50,12 @@ def test_an_op_takes_longer_where_its_rank_stood_still_before_it() -> None:
     timeline = simulate(one_f_one_b(2, 2), StageCosts(forward=2, backward=4), Cluster(devices, ((2, Link(1)),)))
     assert times(timeline, 1) == "1F0:3-6 1B0:6-10 1F1:10-12 1B1:12-16"
     assert times(timeline, 0) == "0F0:0-2 0F1:2-4 0B0:11-16 0B1:17-21.5"
+
+
+@given(valid_schedules(), st.integers(0, 3))
+def test_the_seconds_alone_are_those_of_the_timeline(schedule: Schedule, latency: int) -> None:
+    costs, cluster = StageCosts(forward=1, backward=3), Cluster.uniform(schedule.num_ranks, latency_seconds=latency)
+    assert simulated_seconds(schedule, costs, cluster) == simulate(schedule, costs, cluster).makespan
 
 
 def test_a_message_takes_its_bytes_over_the_bandwidth_and_the_link_is_busy_so_long() -> None:

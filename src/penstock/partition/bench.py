@@ -18,7 +18,7 @@ from penstock.partition.memory import Fits, stage_memories
 from penstock.partition.ranges import Partition
 from penstock.partition.recompute import Choice, Knapsack
 from penstock.partition.shared import SharedFits, shared_memories
-from penstock.simulator import simulate
+from penstock.simulator import simulated_seconds
 from penstock.simulator.orders import Floats, run_words, words_of
 
 _ROUNDING = 1e-12
@@ -98,7 +98,7 @@ class Bench:
             return np.inf
         if self.words is None:
             costs = self.costs.stage_costs(Partition(cuts), again)
-            return simulate(self.schedule, costs, self.cluster).makespan
+            return simulated_seconds(self.schedule, costs, self.cluster)
         at = np.array(cuts)
         table = self.prefixes[:, at[1:]] - self.prefixes[:, at[:-1]]
         if any(again):
@@ -223,7 +223,7 @@ class Bench:
         again = self.again(cuts)
         if again is None:
             return np.inf
-        return simulate(self.program, self.costs.stage_costs(Partition(cuts), again), self.cluster).makespan
+        return simulated_seconds(self.program, self.costs.stage_costs(Partition(cuts), again), self.cluster)
 
     def stage_seconds(self, cuts: tuple[int, ...]) -> tuple[float, ...]:
         """Returns the seconds of F, I and W of one microbatch on each stage."""

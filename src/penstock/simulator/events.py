@@ -58,6 +58,22 @@ def simulate(subject: Schedule | Program, costs: StageCosts, cluster: Cluster | 
         VerificationError: the program cannot run to its end; `penstock.verify` shows why. What that proves
             beyond (every op once, matching messages) is not looked at here.
     """
+    return _ran(subject, costs, cluster).timeline()
+
+
+@collector_paused
+def simulated_seconds(subject: Schedule | Program, costs: StageCosts, cluster: Cluster | None = None) -> float:
+    """Returns the makespan of the timeline that `simulate` would return, in about half the time.
+
+    Raises:
+        UserError: as `simulate`.
+        VerificationError: likewise.
+    """
+    run = _ran(subject, costs, cluster)
+    return max(compress(run.ended, [does == COMPUTES for does in run.work.role]), default=0)
+
+
+def _ran(subject: Schedule | Program, costs: StageCosts, cluster: Cluster | None) -> _Run:
     check_type("subject", subject, Schedule, Program, example="e.g. penstock.gpipe(4, 8)")
     check_type("costs", costs, StageCosts, example="e.g. penstock.StageCosts(forward=1, input_grad=1, weight_grad=1)")
     program = lower(subject) if isinstance(subject, Schedule) else subject
@@ -69,7 +85,7 @@ def simulate(subject: Schedule | Program, costs: StageCosts, cluster: Cluster | 
         )
     run = _Run(program, costs, cluster)
     run.go()
-    return run.timeline()
+    return run
 
 
 _TAKEN_BY = {OpKind.RECV_F: OpKind.F, OpKind.RECV_B: OpKind.B}
