@@ -49,15 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         _discard_output()
         return _FAILED
     except OSError as error:
-        if error.errno != errno.ENOSPC and error.filename is not None:
-            print(
-                f"penstock: {error.filename}: {error.strerror}; check the path, and that it is yours", file=sys.stderr
-            )
-            return _FAILED
-        if error.errno != errno.ENOSPC:
+        if error.errno == errno.ENOSPC:
+            _discard_output()
+            told = "cannot write: no space left on the device"
+        elif error.filename is not None:
+            told = f"{error.filename}: {error.strerror}; check the path, and that it is yours"
+        else:
             raise
-        _discard_output()
-        print("penstock: cannot write: no space left on the device", file=sys.stderr)
+        print(f"penstock: {told}", file=sys.stderr)
         return _FAILED
     except SystemExit as end:
         # The option parser prints help and usage errors itself, then asks to exit.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice, pairwise
+from itertools import islice
 from random import Random
 
 import numpy as np
 
 from penstock.partition.bench import EVALUATION_OPS, Bench
+from penstock.partition.ranges import shifted
 
 _OPS = 8_000_000
 """Ops that are timed by moving cuts."""
@@ -105,6 +106,6 @@ def neighbours(cuts: Cuts, reach: int) -> Iterator[Cuts]:
     for width in range(1, reach + 1):
         for at in range(1, len(cuts) - width):
             for step in (-1, 1):
-                moved = (*cuts[:at], *(cut + step for cut in cuts[at : at + width]), *cuts[at + width :])
-                if all(first < last for first, last in pairwise(moved)):
+                moved = shifted(cuts, at, at + width, step)
+                if moved is not None:
                     yield moved

@@ -101,3 +101,9 @@ class Partition:
                 "must add up to it"
             )
         return self
+
+
+def shifted(cuts: tuple[int, ...], low: int, high: int, step: int) -> tuple[int, ...] | None:
+    """Returns boundaries of which those numbered `low` to `high - 1` are moved by `step`; None if a stage is empty."""
+    moved = (*cuts[:low], *(cut + step for cut in cuts[low:high]), *cuts[high:])
+    return moved if all(first < last for first, last in pairwise(moved)) else None

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 
 from penstock.errors import ScheduleError
 from penstock.partition import Partition
 from penstock.partition.chain import Chain, cut_candidates
+from penstock.partition.ranges import shifted
 from penstock.planner.candidates import Candidate, Estimated, Limits, estimates
 from penstock.planner.costing import Costing
 from penstock.planner.evaluation import Evaluation, evaluate
@@ -194,8 +194,8 @@ def _lighter(plan: Evaluation) -> Iterable[tuple[int, ...]]:
         for other in np.flatnonzero(ranks != fullest).tolist():
             if abs(other - stage) <= _REACH:
                 low, high, step = (stage + 1, other + 1, -1) if other > stage else (other + 1, stage + 1, 1)
-                moved = (*cuts[:low], *(cut + step for cut in cuts[low:high]), *cuts[high:])
-                if all(first < last for first, last in pairwise(moved)):
+                moved = shifted(cuts, low, high, step)
+                if moved is not None:
                     yield moved
 
 
@@ -210,12 +210,8 @@ def _neighbours(plan: Evaluation) -> Iterable[tuple[int, ...]]:
                 first = at if step < 0 else at - reach + 1
                 if first < 1 or last > len(cuts) - 1:
                     continue
-                moved = (
-                    *cuts[:first],
-                    *(cut + step for cut in cuts[first : last + (step > 0)]),
-                    *cuts[last + (step > 0) :],
-                )
-                if all(low < high for low, high in pairwise(moved)):
+                moved = shifted(cuts, first, last + (step > 0), step)
+                if moved is not None:
                     yield moved
 
 

@@ -84,12 +84,10 @@ class Tape:
         return self.casts[key]
 
     def shared(self, input: Tensor, cast: Tensor) -> Tensor:
-        """Returns `cast`, or what the op before made of the same `input`: layers that read one keep one for W.
+        """Returns `cast`, made of `input`, or what the op before made of the same: layers that read one keep one for W.
 
         Each computes with a cast of its own all the same, since autograd adds up their gradients behind it.
         """
-        if cast is input:
-            return cast
         if self._last is not None:
             before, version, made = self._last[0](), self._last[1], self._last[2]()
             if before is input and version == input._version and made is not None and made.dtype == cast.dtype:
