@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import safe_open
 from tests.train.test_launch import _family, _runs
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 60.0
@@ -123,6 +125,22 @@ def losses(output: Path) -> dict[int, float]:
 
 def held_out_losses(output: Path) -> dict[int, float]:
     return _by_step(output, "held_out_loss")
+
+
+def saved_tensors(output: Path, step: int) -> dict[str, Tensor]:
+    """What a checkpoint holds by name, whichever rank saved it, but for generators that a keyed run does not use."""
+    tensors = {}
+    for path in (output / "checkpoints" / f"step-{step:08d}").glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if not name.startswith("random/")]  # noqa: SIM118  # it is no dict
+            tensors |= {name: file.get_tensor(name) for name in names}
+    return tensors
+
+
+def same_bits(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    """Whether two checkpoints, with Adam's state in them, are the same to the last bit."""
+    assert any(name.startswith("optimizer/exp_avg_sq/") for name in left)
+    return left.keys() == right.keys() and all(left[name].equal(right[name]) for name in left)
 
 
 def _by_step(output: Path, key: str) -> dict[int, float]:

@@ -7,10 +7,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from safetensors import safe_open
 from tests.train.conftest import Finished
-from tests.train.runs import Run, losses, options
-from torch import Tensor
+from tests.train.runs import Run, losses, options, same_bits, saved_tensors
 
 from penstock.checkpoint import latest
 from penstock.cli.main import main
@@ -62,7 +60,7 @@ def test_a_run_resumed_after_ctrl_c_and_after_its_launcher_was_killed_equals_the
     assert (resumed.finish(), resumed.err) == (0, "")
     assert f"resumed {output}/checkpoints/step-00000040 at step 40\n" in resumed.out
     assert losses(output) == losses(whole_run.output)
-    assert _same_bits(_tensors(output, 60), _tensors(whole_run.output, 60))
+    assert same_bits(saved_tensors(output, 60), saved_tensors(whole_run.output, 60))
 
 
 def test_a_checkpoint_of_two_ranks_goes_on_in_one_rank_under_another_schedule(
@@ -78,7 +76,7 @@ def test_a_checkpoint_of_two_ranks_goes_on_in_one_rank_under_another_schedule(
     )
     assert (run.finish(), run.err) == (0, "")
     assert losses(output) == {step: loss for step, loss in losses(whole_run.output).items() if step > 20}
-    assert _same_bits(_tensors(output, 60), _tensors(whole_run.output, 60))
+    assert same_bits(saved_tensors(output, 60), saved_tensors(whole_run.output, 60))
 
 
 def test_a_new_run_never_writes_over_an_earlier_one(
@@ -104,18 +102,3 @@ def test_a_finished_run_says_that_nothing_is_left(
     assert "step-00000060 is of step 60, the last of run.steps=60: nothing is left to do" in out
     assert "e.g. --run.steps 120" in out
     assert (whole_run.output / "config.toml").read_text() == before
-
-
-def _tensors(output: Path, step: int) -> dict[str, Tensor]:
-    """What a checkpoint holds by name, whichever rank saved it, but for generators that a keyed run does not use."""
-    tensors = {}
-    for path in (output / "checkpoints" / f"step-{step:08d}").glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if not name.startswith("random/")]  # noqa: SIM118  # it is no dict
-            tensors |= {name: file.get_tensor(name) for name in names}
-    return tensors
-
-
-def _same_bits(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    assert any(name.startswith("optimizer/exp_avg_sq/") for name in left)
-    return left.keys() == right.keys() and all(left[name].equal(right[name]) for name in left)
