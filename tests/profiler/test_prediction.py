@@ -30,7 +30,7 @@ def program(name: str, num_microbatches: int = 4) -> Program:
     return lower(named_schedule(name, num_ranks=2, num_microbatches=num_microbatches))
 
 
-def test_a_stage_takes_the_overhead_of_its_ops_once() -> None:
+def test_layers_behind_another_take_what_they_save_there_less() -> None:
     costs = ps.predict(by_hand(), program("gpipe")).costs
     assert costs.forward == (19, 19)  # 1 + 9 + 9
     assert costs.backward == (37, 37)  # 1 + 19 + 19, less 4 + 4 on one microbatch of four

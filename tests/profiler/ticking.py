@@ -61,7 +61,7 @@ def timing(seconds: float) -> Timing:
 
 
 def by_hand(num_layers: int = 4, *, messages: MessageCosts | None = None, step_seconds: float = 0.0) -> Profile:
-    """A profile of layers that take F 10, B 20, I 12, W 8, of which the ops' overhead is 1 each."""
+    """A profile of layers that take F 10, B 20, I 12, W 8, 1 less behind another."""
     seconds = OpTimings(*map(timing, (10.0, 20.0, 11.0, 12.0, 8.0, 30.0, 22.0)))
     layer = LayerProfile(
         "layer",
@@ -78,13 +78,13 @@ def by_hand(num_layers: int = 4, *, messages: MessageCosts | None = None, step_s
         forward_peak_bytes=70,
         backward_peak_bytes=40,
         recompute_peak_bytes=90,
+        saved=OpTimings(*[timing(1.0)] * 7),
     )
     return Profile(
         "by hand",
         True,
         1,
         (layer,) * num_layers,
-        OpTimings(*[timing(1.0)] * 7),
         HostCosts(0.0, step_seconds),
         (LinkLevel(2, messages),) if messages else (),
     )

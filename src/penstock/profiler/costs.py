@@ -7,21 +7,21 @@ import math
 from penstock.cluster import Cluster, Device, Link
 from penstock.errors import check_type
 from penstock.partition import LayerCosts
-from penstock.profiler.values import OpTimings, Profile
+from penstock.profiler.values import LayerProfile, Profile
 
 
 def layer_costs(profile: Profile, *, optimizer_bytes_per_parameter_byte: float = 2.0) -> LayerCosts:
-    """Returns the layers' costs, each op's overhead left out; I and W together take what B takes.
+    """Returns the layers' costs, as each is behind the one before; I and W together take what B takes.
 
     Args:
         profile: of the model.
         optimizer_bytes_per_parameter_byte: what the optimizer keeps; 2 for Adam's moments in the parameters' type.
     """
     check_type("profile", profile, Profile, example="what penstock.profile returns")
-    layers, over = profile.layers, profile.overhead
-    splits = [_split(layer.seconds, over) for layer in layers]
+    layers = profile.layers
+    splits = [_split(layer) for layer in layers]
     return LayerCosts(
-        forward=[max(0.0, layer.seconds.forward.seconds - over.forward.seconds) for layer in layers],
+        forward=[layer.behind("forward") for layer in layers],
         input_grad=[each for each, _ in splits],
         weight_grad=[each for _, each in splits],
         parameter_bytes=[layer.parameter_bytes for layer in layers],
@@ -40,11 +40,9 @@ def layer_costs(profile: Profile, *, optimizer_bytes_per_parameter_byte: float =
     )
 
 
-def _split(seconds: OpTimings, over: OpTimings) -> tuple[float, float]:
+def _split(layer: LayerProfile) -> tuple[float, float]:
     """Returns the parts of a full backward that I and W are."""
-    whole = max(0.0, seconds.backward.seconds - over.backward.seconds)
-    first = max(0.0, seconds.input_grad.seconds - over.input_grad.seconds)
-    second = max(0.0, seconds.weight_grad.seconds - over.weight_grad.seconds)
+    whole, first, second = map(layer.behind, ("backward", "input_grad", "weight_grad"))
     both = first + second
     return (whole * first / both, whole * second / both) if both else (whole, 0.0)
 

@@ -2,7 +2,7 @@
 
     {"format": "penstock.profile", "version": 1, "device": "…", "measured": true, "microbatch_size": 2,
      "layers": [{"name": "embed", "kind": 0, "seconds": {"forward": {"seconds": 0.001, …}, …}, …}],
-     "overhead": {…}, "host": {…}, "links": [{"ranks_per_group": 2, "messages": {…}}], "memory_bytes": 0}
+     "host": {…}, "links": [{"ranks_per_group": 2, "messages": {…}}], "memory_bytes": 0}
 
 Its fields are those of `Profile`.
 """

@@ -1,17 +1,18 @@
 """Each kind of layer measured: its ops in rounds that take turns, so that a busy moment is busy for all of them.
 
 Every layer runs as a stage of its own, in walks through all of them (`walk`). What an op takes however many layers
-its stage has (the runtime's handling, autograd's start, what a model's forward prepares) is found by walks through the
-same layers joined to a few stages, which take that much less for each layer that is not a stage's first.
+its stage has (the runtime's handling, autograd's start, code that is in no cache yet, what a model's forward prepares)
+is found by walks through pairs of neighbours, each pair a stage: the second layer saves it. How much, depends on both:
+behind an embedding a block still has its masks to make, and behind a block a head its own code to fetch.
 """
 
 from __future__ import annotations
 
 import time
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import pairwise
 from statistics import fmean, median, quantiles
 from typing import Any, NamedTuple
@@ -62,8 +63,8 @@ class Measured(NamedTuple):
     kept_again: Kept | None
 
 
-def measured_layers(subject: Subject, *, seconds: float) -> tuple[tuple[LayerProfile, ...], OpTimings]:
-    """Returns the profile of every layer, and the overhead of ops.
+def measured_layers(subject: Subject, *, seconds: float) -> tuple[LayerProfile, ...]:
+    """Returns the profile of every layer.
 
     Args:
         subject: the model and its microbatch.
@@ -71,39 +72,58 @@ def measured_layers(subject: Subject, *, seconds: float) -> tuple[tuple[LayerPro
     """
     with ExitStack() as stack:
         walked = {index: _benches(subject, index, 1, stack) for index in _walked(subject)}
-        joined = {held: _benches(subject, held.start, len(held), stack) for held in _joined(list(walked))}
-        rounds, together = _measure(walked, joined, subject, seconds)
+        pairs = [{first: _benches(subject, first, 2, stack) for first in firsts} for firsts in _pairs(list(walked))]
+        rounds, together = _measure(walked, pairs, subject, seconds)
         firsts = {subject.placed[index].kind: index for index in reversed(walked)}
         bytes_of = {kind: _bytes(walked[index], subject.device) for kind, index in firsts.items()}
     found = {kind: Measured(_merged(rounds, subject.placed, kind), *held) for kind, held in bytes_of.items()}
+    saved = _saved(rounds, together, subject.placed)
     seen: set[int] = set()
     layers = []
+    before: int | None = None
     for (name, layer), placed in zip(subject.model.layers.items(), subject.placed, strict=True):
         new = [parameter for parameter in layer.parameters() if id(parameter) not in seen]
         seen |= {id(parameter) for parameter in new}
-        layers.append(_layer(name, placed, found[placed.kind], new))
-    return tuple(layers), _overhead(rounds, together)
+        alone = _layer(name, placed, found[placed.kind], new)
+        layers.append(alone if before is None else replace(alone, saved=saved[before, placed.kind]))
+        before = placed.kind
+    return tuple(layers)
 
 
 def _walked(subject: Subject) -> list[int]:
-    """Returns the layers of a walk: one of each kind, and all others until their weights exceed every cache."""
-    kinds: set[int] = set()
-    chosen, held = [], 0
-    for index, (placed, layer) in enumerate(zip(subject.placed, subject.model.layers.values(), strict=True)):
-        if placed.kind not in kinds or held < _BEYOND_CACHES:
-            kinds.add(placed.kind)
-            chosen.append(index)
-            held += sum(parameter.nbytes for parameter in layer.parameters())
-    return chosen
+    """Returns the layers of a walk: both of each sort of neighbours, and others until their weights exceed caches."""
+    sorts = _sorts(subject.placed, range(len(subject.placed) - 1))
+    chosen = {0} | {index for (first, *_) in sorts.values() for index in (first, first + 1)}
+    layers = list(subject.model.layers.values())
+    held = sum(_weights(layers[index]) for index in chosen)
+    for index, layer in enumerate(layers):
+        if index not in chosen and held < _BEYOND_CACHES:
+            chosen.add(index)
+            held += _weights(layer)
+    return sorted(chosen)
 
 
-def _joined(walked: Sequence[int]) -> list[range]:
-    """Returns stages of several layers each: the two halves of every row of neighbours, as of a short pipeline."""
-    starts = [index for index in walked if index - 1 not in walked]
-    stops = [index + 1 for index in walked if index + 1 not in walked]
-    rows = list(zip(starts, stops, strict=True))
-    halves = [half for start, stop in rows for half in pairwise((start, (start + stop + 1) // 2, stop))]
-    return [range(start, stop) for start, stop in halves if stop - start > 1]
+def _weights(layer: Any) -> int:
+    """Returns the bytes of a layer's parameters."""
+    return sum(parameter.nbytes for parameter in layer.parameters())
+
+
+_Sort = tuple[int, int]
+"""The kinds of two layers that follow one another."""
+
+
+def _sorts(placed: Sequence[Placed], firsts: Iterable[int]) -> dict[_Sort, list[int]]:
+    """Returns sort of neighbours -> the first layer of each such pair among `firsts`."""
+    found: dict[_Sort, list[int]] = {}
+    for first in firsts:
+        found.setdefault((placed[first].kind, placed[first + 1].kind), []).append(first)
+    return found
+
+
+def _pairs(walked: Sequence[int]) -> list[list[int]]:
+    """Returns the first layers of all pairs of neighbours, in walks in which no layer is in two pairs."""
+    firsts = [first for first, second in pairwise(walked) if first + 1 == second]
+    return [row for row in ([first for first in firsts if first % 2 == odd] for odd in (0, 1)) if row]
 
 
 class _Benches(NamedTuple):
@@ -123,9 +143,9 @@ def _benches(subject: Subject, first: int, count: int, stack: ExitStack) -> _Ben
 
 
 def _measure(
-    walked: Mapping[int, _Benches], joined: Mapping[range, _Benches], subject: Subject, seconds: float
-) -> tuple[list[dict[int, Round]], list[dict[range, Round]]]:
-    """Returns the rounds of the walked layers by index, and of the joined ones by their indices."""
+    walked: Mapping[int, _Benches], pairs: Sequence[Mapping[int, _Benches]], subject: Subject, seconds: float
+) -> tuple[list[dict[int, Round]], list[dict[int, Round]]]:
+    """Returns the rounds of the walked layers by index, and of pairs by the index of their first layer."""
     clock = clock_of(subject.device)
     rounds, together = [], []
     end = time.perf_counter() + seconds
@@ -133,7 +153,9 @@ def _measure(
         if count >= _WARM_UP + _FEWEST and time.perf_counter() > end:
             break
         taken = dict(zip(walked, _round(list(walked.values()), clock), strict=True))
-        at_once = dict(zip(joined, _round(list(joined.values()), clock), strict=True))
+        at_once: dict[int, Round] = {}
+        for row in pairs:
+            at_once |= zip(row, _round(list(row.values()), clock), strict=True)
         if count >= _WARM_UP:
             rounds.append(taken)
             together.append(at_once)
@@ -162,19 +184,24 @@ def _bytes(benches: _Benches, device: torch.device) -> tuple[Kept, Kept | None]:
     return kept_by(benches.plain, device), kept_by(benches.again, device) if benches.again else None
 
 
-def _overhead(rounds: Sequence[Mapping[int, Round]], together: Sequence[Mapping[range, Round]]) -> OpTimings:
-    """Returns what an op of joined layers takes less than those of the layers apart, for each that joins."""
-    if not together[0]:
-        return OpTimings()
-    joints = sum(len(held) - 1 for held in together[0])
+def _saved(
+    rounds: Sequence[Mapping[int, Round]], together: Sequence[Mapping[int, Round]], placed: Sequence[Placed]
+) -> dict[_Sort, OpTimings]:
+    """Returns sort of neighbours -> what ops of such a pair take less than those of its two layers."""
 
-    def saved(name: str, apart: Mapping[int, Round], joined: Mapping[range, Round]) -> float:
-        return sum(sum(apart[index][name] for index in held) - found[name] for held, found in joined.items()) / joints
+    def less(name: str, firsts: Sequence[int]) -> Timing:
+        return _timing(
+            [
+                fmean(apart[first][name] + apart[first + 1][name] - pair[first][name] for first in firsts)
+                for apart, pair in zip(rounds, together, strict=True)
+            ]
+        )
 
-    return _timings(
-        lambda name: _timing([saved(name, *each) for each in zip(rounds, together, strict=True)]),
-        [next(iter(each.values())) for each in together],
-    )
+    names = list(next(iter(rounds[0].values())))
+    return {
+        sort: _timings(lambda name, firsts=firsts: less(name, firsts), names)  # type: ignore[misc]
+        for sort, firsts in _sorts(placed, together[0]).items()
+    }
 
 
 def _layer(name: str, placed: Placed, measured: Measured, parameters: Sequence[Any]) -> LayerProfile:
@@ -186,7 +213,7 @@ def _layer(name: str, placed: Placed, measured: Measured, parameters: Sequence[A
     return LayerProfile(
         name,
         placed.kind,
-        _timings(lambda op: _timing([each[op] for each in rounds]), rounds),
+        _timings(lambda op: _timing([each[op] for each in rounds]), rounds[0]),
         accumulate_seconds=max(0.0, sum(adds) / len(adds)),
         parameter_bytes=sum(p.nbytes for p in parameters),
         gradient_bytes=sum(p.nbytes for p in parameters if p.requires_grad),
@@ -211,10 +238,10 @@ def boundary_sizes(spec: BoundarySpec) -> Boundary:
     return Boundary(sum(sizes), len(sizes), sum(back), len(back))
 
 
-def _timings(timing: Callable[[str], Timing], rounds: Sequence[Round]) -> OpTimings:
+def _timings(timing: Callable[[str], Timing], measured: Container[str]) -> OpTimings:
     """Returns the timing of each op that was measured."""
     names = [field.name for field in fields(OpTimings)]
-    return OpTimings(**{name: timing(name) if name in rounds[0] else NOTHING for name in names})
+    return OpTimings(**{name: timing(name) if name in measured else NOTHING for name in names})
 
 
 def _timing(seconds: Sequence[float]) -> Timing:

@@ -4,7 +4,8 @@
     receiver   … waits …            |latency|--- receive ---|    waits, is woken, copies
     receiver               … busy …          |--- receive ---|   the message was there already
 
-Each of the three for messages of several sizes, a line through each.
+Each of the three for messages of several sizes, a line through each. Both ends have run layers before, as in training:
+the runtime's code and the transport's memory are in no cache of the core, and each part takes twice as long and more.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from penstock.ir.dependencies import Value, ValueKind
 from penstock.ir.ops import Channel, OpKind, Transfer
+from penstock.profiler.between import OtherWork
 from penstock.profiler.values import MessageCosts
 from penstock.runtime.links import Links
 from penstock.runtime.stage_work import boundary_of
@@ -26,9 +28,6 @@ from penstock.runtime.transport import Transport
 
 _REPEATS, _WARM_UP = 15, 3
 _SMALLEST, _LEAST_LARGEST = 256, 1 << 16
-_PAUSE_SECONDS = 4e-4
-"""How long the sender lets the receiver wait: longer than a wait asks before it sleeps."""
-
 _SAME_CLOCK_SECONDS = 1e-3
 """Clocks that seem to differ by less are one, read at the two ends of a message: hosts start at different times."""
 
@@ -88,13 +87,11 @@ def _sender(transport: Transport, links: Links, way: _Way, trial: _Trial) -> lis
     """Sends some messages; returns when each send began and ended."""
     word = torch.zeros(1)
     boundary = boundary_of(torch.zeros(trial.size // 4, device=trial.device))
-    moments = []
+    moments, work = [], OtherWork()
     for _ in range(_WARM_UP + _REPEATS):
         transport.recv(way.answer, word).wait()
-        pause = time.perf_counter() + _PAUSE_SECONDS
-        while time.perf_counter() < pause:
-            pass
         links.begin(trial.size)
+        work.run()  # the receiver waits longer than a wait asks before it sleeps
         begin = time.perf_counter()
         links.offer(_VALUE, boundary)
         links.send(Transfer(OpKind.SEND_F, *_VALUE[1:], way.data), _VALUE)
@@ -109,9 +106,10 @@ def _sender(transport: Transport, links: Links, way: _Way, trial: _Trial) -> lis
 def _receiver(transport: Transport, links: Links, way: _Way, trial: _Trial) -> list[tuple[float, float]]:
     """Receives some messages; returns when it asked for each, set back by the posting, and when it had it."""
     word = torch.zeros(1)
-    moments = []
+    moments, work = [], OtherWork()
     for _ in range(_WARM_UP + _REPEATS):
         links.begin(trial.size)
+        work.run()
         begin = time.perf_counter()
         links.post(Transfer(OpKind.RECV_F, 1, *_VALUE[2:], way.data), _VALUE, 0)
         posting = time.perf_counter() - begin
@@ -119,6 +117,7 @@ def _receiver(transport: Transport, links: Links, way: _Way, trial: _Trial) -> l
         coming = transport.recv(way.word, word)
         if trial.mode == _READY:
             coming.wait()
+            work.run()
         begin = time.perf_counter() - posting
         links.take(_VALUE, way.data)
         moments.append((begin, time.perf_counter()))

@@ -83,13 +83,12 @@ def _measured(
     with torch.random.fork_rng():
         subject = Subject(model, placed_layers(model, inputs), inputs, loss, device, recompute)
         _together(transport)
-        layers, overhead = measured_layers(subject, seconds=seconds)
+        layers = measured_layers(subject, seconds=seconds)
     found = Profile(
         device=_name_of(device),
         measured=True,
         microbatch_size=microbatch_size(subject.placed[0].given),
         layers=layers,
-        overhead=overhead,
         host=host_costs(transport, device),
         memory_bytes=torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0,
         sequence=sequence_of(subject.placed[0].given),
@@ -175,7 +174,6 @@ def merged(profiles: Sequence[Profile]) -> Profile:
     return replace(
         profiles[0],
         layers=layers,
-        overhead=_merged_timings([each.overhead for each in profiles]),
         host=_merged_host([each.host for each in profiles]),
         speeds=tuple(median(row) for row in zip(*(each.speeds for each in profiles), strict=True)),
     )
@@ -193,6 +191,7 @@ def _merged_layer(rows: Sequence[LayerProfile]) -> LayerProfile:
     return replace(
         rows[0],
         seconds=_merged_timings([row.seconds for row in rows]),
+        saved=_merged_timings([row.saved for row in rows]),
         accumulate_seconds=median(row.accumulate_seconds for row in rows),
     )
 

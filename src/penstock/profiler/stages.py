@@ -11,7 +11,7 @@ from penstock.errors import UserError
 from penstock.ir.ops import OpKind
 from penstock.ir.program import Program
 from penstock.partition import Partition
-from penstock.profiler.values import Boundary, LayerProfile, MessageCosts, OpTimings, Profile
+from penstock.profiler.values import Boundary, LayerProfile, MessageCosts, Profile
 
 Seconds = dict[OpKind, tuple[float, ...]]
 """Kind of op -> its seconds on each stage."""
@@ -161,30 +161,28 @@ def _split_shares(program: Program) -> dict[int, float]:
 
 def _seconds(stage: ProfiledStage, profile: Profile, program: Program) -> dict[OpKind, float]:
     """Returns the seconds of the stage's layers in each kind of op."""
-    over, split = profile.overhead, stage.split
+    split = stage.split
     first_saves = sum(layer.accumulate_seconds for layer in stage.layers) / program.schedule.num_microbatches
     return {
-        OpKind.F: (1 - split) * _sum(stage, over, "forward") + split * _sum(stage, over, "split_forward"),
-        OpKind.B: max(0.0, _sum(stage, over, "backward", "recompute_backward") - first_saves),
-        OpKind.I: _sum(stage, over, "input_grad", "recompute_input_grad"),
-        OpKind.W: max(0.0, _sum(stage, over, "weight_grad") - first_saves),
+        OpKind.F: (1 - split) * _sum(stage, "forward") + split * _sum(stage, "split_forward"),
+        OpKind.B: max(0.0, _sum(stage, "backward", "recompute_backward") - first_saves),
+        OpKind.I: _sum(stage, "input_grad", "recompute_input_grad"),
+        OpKind.W: max(0.0, _sum(stage, "weight_grad") - first_saves),
     }
 
 
-def _sum(stage: ProfiledStage, over: OpTimings, op: str, repeated: str = "") -> float:
-    """Returns the seconds of one op: the overhead once, and beyond it what each layer adds.
+def _sum(stage: ProfiledStage, op: str, repeated: str = "") -> float:
+    """Returns the seconds of one op: its first layer's, and what each behind it adds; no less than any alone.
 
     Args:
         stage: its layers.
-        over: the overhead of ops.
         op: the name of the op.
         repeated: its name on layers whose forward runs once more; empty: the same.
     """
     names = [repeated if twice and repeated else op for twice in stage.again]
     alone = [getattr(layer.seconds, name).seconds for layer, name in zip(stage.layers, names, strict=True)]
-    once = getattr(over, op).seconds
-    beyond = [max(0.0, seconds - getattr(over, name).seconds) for seconds, name in zip(alone, names, strict=True)]
-    return float(max(*alone, once + sum(beyond)) if len(alone) > 1 else alone[0])
+    behind = [layer.behind(name) for layer, name in zip(stage.layers[1:], names[1:], strict=True)]
+    return float(max(*alone, alone[0] + sum(behind)) if behind else alone[0])
 
 
 class _Ends(NamedTuple):

@@ -73,6 +73,8 @@ class LayerProfile:
         name: in the model.
         kind: number of the kind of layer; layers of one kind were measured once.
         seconds: of its ops, as a stage of its own.
+        saved: of that, what its ops take less behind the layer before in one stage: what an op costs however many
+            layers it has, its stage's first layer has paid.
         accumulate_seconds: of `backward` and of `weight_grad`, what it takes to add to gradients that are there
             already: the first backward of a step takes less by that.
         parameter_bytes: of its parameters; tied ones on the first layer that has them.
@@ -107,6 +109,11 @@ class LayerProfile:
     forward_peak_bytes: int = 0
     backward_peak_bytes: int = 0
     recompute_peak_bytes: int = 0
+    saved: OpTimings = OpTimings()
+
+    def behind(self, op: str) -> float:
+        """Returns the seconds that the layer adds to an op of the stage that has the layer before it, too."""
+        return max(0.0, float(getattr(self.seconds, op).seconds - getattr(self.saved, op).seconds))
 
 
 @dataclass(frozen=True)
@@ -181,8 +188,6 @@ class Profile:
         measured: false where times come from formulas.
         microbatch_size: samples of the microbatch.
         layers: in model order.
-        overhead: of each op what it takes once however many layers its stage has; it is part of every layer's
-            `seconds`.
         host: the runtime's own work.
         links: from the innermost out; empty where no messages were measured.
         memory_bytes: of the device; 0 where it is not known.
@@ -194,7 +199,6 @@ class Profile:
     measured: bool
     microbatch_size: int
     layers: tuple[LayerProfile, ...]
-    overhead: OpTimings = OpTimings()
     host: HostCosts = HostCosts()
     links: tuple[LinkLevel, ...] = field(default=())
     memory_bytes: int = 0

@@ -1,16 +1,18 @@
-"""Stages walked one after another, as a rank runs them: F through all, microbatches in flight, backwards from the last.
+"""Stages walked as a rank runs them: F through all, microbatches in flight, backwards from the last, ops in turns.
 
-So an op finds what it finds in training: the stage before has just given it its input, other stages and microbatches
-have passed since its weights were read, and memory is new where it would be.
+So an op finds what it finds in training: an op of another kind has just run, so that its code is no longer in the
+core's caches, other stages and microbatches have passed since its weights were read, and memory is new where it would
+be.
 
-    F0 F1 B0 F2 B1 B2          F0 F1 I0 F2 I1 W0 I2 W1 W2
+    F0 | F1 B0 | F2 B1 | B2          F0 | F1 I0 | F2 I1 W0 | I2 W1 | W2
 
-Each letter stands for all stages, in model order for F, from the last for the others.
+Each letter stands for all stages, in model order for F, from the last for the others. Letters side by side take turns,
+a stage each: F1 of the first stage, B0 of the last, F1 of the second, and so on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
@@ -22,8 +24,14 @@ from penstock.runtime.stage_work import Boundary, backward_in_one_thread
 Round = Mapping[str, float]
 """Name of an op -> its seconds: the mean over a round's microbatches, since a step is a sum of ops."""
 
-_WHOLE = (("F", 0), ("F", 1), ("B", 0), ("F", 2), ("B", 1), ("B", 2))
-_SPLIT = (("F", 0), ("F", 1), ("I", 0), ("F", 2), ("I", 1), ("W", 0), ("I", 2), ("W", 1), ("W", 2))
+_WHOLE = ((("F", 0),), (("F", 1), ("B", 0)), (("F", 2), ("B", 1)), (("B", 2),))
+_SPLIT = (
+    (("F", 0),),
+    (("F", 1), ("I", 0)),
+    (("F", 2), ("I", 1), ("W", 0)),
+    (("I", 2), ("W", 1)),
+    (("W", 2),),
+)
 """A microbatch whose gradients are the first, and two that add to them."""
 
 
@@ -45,7 +53,7 @@ _CALLED = {
 
 
 def walk(benches: Sequence[Workbench], clock: Clock, *, split: bool, prefix: str = "") -> list[Round]:
-    """Returns for each stage the seconds of its ops, over a round of microbatches.
+    """Returns for each stage the seconds of its ops, over those of a round's microbatches that took turns with others.
 
     Args:
         benches: the stages, in model order; some may be left out between two.
@@ -68,15 +76,20 @@ class _Walk:
         self._benches, self._clock, self._split = benches, clock, split
         self._noted: list[dict[str, list[float]]] = [{} for _ in benches]
         self._starts: dict[int, list[list[Tensor]]] = {}
+        self._in_turns = False
 
     def go(self) -> list[dict[str, list[float]]]:
         does = {"F": self._forward, "B": self._backward, "I": self._backward, "W": self._weight_grads}
         names = _CALLED[self._split]
-        for op, microbatch in _SPLIT if self._split else _WHOLE:
-            does[op](microbatch, names[op].later if microbatch else names[op].first)
+        for letters in _SPLIT if self._split else _WHOLE:
+            self._in_turns = len(letters) > 1
+            through = [does[op](i, names[op].later if i else names[op].first) for op, i in letters]
+            for _ in self._benches:
+                for each in through:
+                    next(each)
         return self._noted
 
-    def _forward(self, microbatch: int, name: str) -> None:
+    def _forward(self, microbatch: int, name: str) -> Iterator[None]:
         given: Boundary | None = None
         self._starts[microbatch] = []
         for index, bench in enumerate(self._benches):
@@ -87,8 +100,10 @@ class _Walk:
             self._note(index, name, begin)
             self._starts[microbatch].append(bench.starts(kept))
             given = None if bench.output is None else Boundary(bench.output, _detached(kept))
+            del kept  # its graph is the stage's alone
+            yield
 
-    def _backward(self, microbatch: int, name: str) -> None:
+    def _backward(self, microbatch: int, name: str) -> Iterator[None]:
         came: list[Tensor] = []
         for index in reversed(range(len(self._benches))):
             work, starts = self._benches[index].work, self._starts[microbatch][index]
@@ -97,15 +112,19 @@ class _Walk:
             begin = self._clock()
             came = work.input_grads(microbatch, starts) if self._split else work.backward(microbatch, starts)
             self._note(index, name, begin)
+            yield
 
-    def _weight_grads(self, microbatch: int, name: str) -> None:
+    def _weight_grads(self, microbatch: int, name: str) -> Iterator[None]:
         for index in reversed(range(len(self._benches))):
             begin = self._clock()
             self._benches[index].work.weight_grads(microbatch)
             self._note(index, name, begin)
+            yield
 
     def _note(self, index: int, name: str, begin: float) -> None:
-        self._noted[index].setdefault(name, []).append(self._clock() - begin)
+        seconds = self._clock() - begin
+        if self._in_turns:
+            self._noted[index].setdefault(name, []).append(seconds)
 
 
 def _entering(bench: Workbench, given: Boundary) -> Boundary | None:
