@@ -8,7 +8,7 @@ themselves. Most weights belong to a module whose forward uses them, and most of
           ── another module that holds weights ── a mode over its forward alone
 
 In the first forward a second mode is over everything. If it meets a weight that none of these has met, e.g. a head
-that borrows the embedding's, it stays.
+that borrows the embedding's, it stays, and so it does where torch.compile has a hand in the stage.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ class DeferredForward:
         self._stage = stage
         self._everywhere, self._inside = DeferWeightGradients(tape), DeferWeightGradients(tape)
         self._forwards: list[tuple[dict[str, Any], _Forward]] | None = None
-        self._looks_everywhere = True
+        self._looks_everywhere, self._compiled = True, False
 
     def __enter__(self) -> None:
         if self._forwards is None:
-            self._forwards = _forwards(self._stage, self._inside)
+            self._compiled = any(map(_may_be_compiled, self._stage.modules()))
+            self._forwards = [] if self._compiled else _forwards(self._stage, self._inside)
         for attributes, forward in self._forwards:
             attributes["forward"] = forward
         if self._looks_everywhere:
@@ -57,7 +58,7 @@ class DeferredForward:
         for attributes, _ in self._forwards or ():
             attributes.pop("forward", None)
         # Code that torch.compile has traced under a mode is traced anew without it.
-        self._looks_everywhere = self._everywhere.met or not self._forwards
+        self._looks_everywhere = self._everywhere.met or self._compiled
 
 
 class _Forward:
@@ -101,13 +102,10 @@ _OWN: dict[Callable[..., Any], type[_Forward]] = {
 
 
 def _forwards(stage: nn.Module, mode: DeferWeightGradients) -> list[tuple[dict[str, Any], _Forward]]:
-    """Returns the attributes of each module that holds weights, and its forward; none where code is compiled."""
-    modules = list(stage.modules())
-    if any(map(_may_be_compiled, modules)):
-        return []
+    """Returns the attributes of each module that holds weights, and its forward."""
     return [
         (vars(module), _OWN.get(type(module).forward, _Forward)(module, mode))
-        for module in modules
+        for module in stage.modules()
         if any(weight is not None and weight.dim() > 1 for weight in module._parameters.values())
     ]
 
