@@ -20,7 +20,7 @@ import penstock as ps
 from penstock.ir.dependencies import Value, ValueKind, carried
 from penstock.ir.ops import BACKWARD, RECEIVES, SENDS, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Program
-from penstock.runtime.distributed import DistributedTransport
+from penstock.runtime.transport.distributed import DistributedTransport
 from penstock.schedules import named_schedule
 from penstock.verifier import receive_slots
 

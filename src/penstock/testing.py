@@ -18,8 +18,8 @@ from penstock.models import LayerSpec, Stage, cut
 from penstock.models.lazy import built
 from penstock.partition import Partition
 from penstock.runtime import LoopbackTransport, Pipeline, run_ranks
-from penstock.runtime.feed import WeightFunction
-from penstock.runtime.microbatches import BatchRule, BatchRules, even_sizes
+from penstock.runtime.batch.feed import WeightFunction
+from penstock.runtime.batch.microbatches import BatchRule, BatchRules, even_sizes
 from penstock.runtime.randomness import keyed_layers
 from penstock.runtime.stage_work import LossFunction
 from penstock.schedules.sizes import check_sizes

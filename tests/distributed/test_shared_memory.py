@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.distributed.jobs import Ended, Job, run_jobs
 
-from penstock.runtime.shared_memory import semaphore
+from penstock.runtime.transport.shared_memory import semaphore
 
 pytestmark = pytest.mark.skipif(not semaphore.AVAILABLE or not hasattr(os, "memfd_create"), reason="Linux only")
 SIZES = (2, 4)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import penstock as ps
 from penstock.ir.ops import Channel
-from penstock.runtime.loopback import LoopbackTransport
-from penstock.runtime.transport import Pending
+from penstock.runtime.transport.loopback import LoopbackTransport
+from penstock.runtime.transport.protocol import Pending
 
 mse = nn.functional.mse_loss
 SCHEDULES = ("naive", "gpipe", "one_f_one_b")

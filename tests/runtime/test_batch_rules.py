@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import create_block_mask, create_mask
 
 import penstock as ps
 from penstock.errors import BatchError, UserError
-from penstock.runtime.microbatches import BatchRules
+from penstock.runtime.batch.microbatches import BatchRules
 from penstock.testing import reference_gradients
 
 WIDTH, LENGTH, SAMPLES, MICROBATCHES = 4, 6, 8, 4

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import penstock as ps
 from penstock.errors import BatchError, ModelError
 from penstock.ir import Op, OpKind, Placement, Schedule
-from penstock.runtime.owners import reductions_of
+from penstock.runtime.shared_weights.owners import reductions_of
 from penstock.testing import reference_gradients, reference_step
 
 

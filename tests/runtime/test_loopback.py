@@ -11,8 +11,8 @@ import torch
 import penstock as ps
 from penstock.errors import RankFailedError
 from penstock.ir.ops import Channel, Op, OpKind
-from penstock.runtime import loopback
-from penstock.runtime.transport import gather_bytes, gather_json
+from penstock.runtime.transport import loopback
+from penstock.runtime.transport.protocol import gather_bytes, gather_json
 
 DOWN, UP = Channel(0, 1, OpKind.F), Channel(1, 0, OpKind.B)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import penstock as ps
 from penstock.ir.ops import Channel
-from penstock.runtime.transport import Pending
+from penstock.runtime.transport.protocol import Pending
 from penstock.timeline import Timeline
 
 FORWARD, BACKWARD = 0.040, 0.060

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import CheckpointPolicy
 import penstock as ps
 from penstock.errors import ModelError
 from penstock.runtime import own_stages
-from penstock.runtime.owners import copy_of
-from penstock.runtime.recompute import Recompute
+from penstock.runtime.memory.recompute import Recompute
+from penstock.runtime.shared_weights.owners import copy_of
 
 WIDTH = 6
 

@@ -14,10 +14,10 @@ import torch
 
 from penstock.errors import ModelError, RankFailedError
 from penstock.ir.ops import Channel, OpKind
-from penstock.runtime.cursor import Cursor
-from penstock.runtime.shared_memory import Patience, lanes, semaphore
-from penstock.runtime.shared_memory.host import Host, receive_lane, send_lane, shared
-from penstock.runtime.shared_memory.lanes import ReceiveLane, SendLane
+from penstock.runtime.transport.cursor import Cursor
+from penstock.runtime.transport.shared_memory import Patience, lanes, semaphore
+from penstock.runtime.transport.shared_memory.host import Host, receive_lane, send_lane, shared
+from penstock.runtime.transport.shared_memory.lanes import ReceiveLane, SendLane
 
 pytestmark = pytest.mark.skipif(not semaphore.AVAILABLE or not hasattr(os, "memfd_create"), reason="Linux only")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from torch import distributed as dist
 
-from penstock.runtime.watch import Watch
+from penstock.runtime.transport.watch import Watch
 
 
 @pytest.fixture

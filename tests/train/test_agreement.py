@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from penstock.errors import HandshakeError
-from penstock.runtime.loopback import LoopbackTransport, run_ranks
-from penstock.runtime.transport import gather_bytes
+from penstock.runtime.transport.loopback import LoopbackTransport, run_ranks
+from penstock.runtime.transport.protocol import gather_bytes
 from penstock.train.agreement import check_alike
 from penstock.train.config import Config, DataConfig, OptimizerConfig, RunConfig
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from penstock.runtime import Pipeline
-from penstock.runtime.loopback import LoopbackTransport, run_ranks
+from penstock.runtime.transport.loopback import LoopbackTransport, run_ranks
 from penstock.train.config import ModelConfig
 from penstock.train.generate import generate, readable
 from penstock.train.gpt import build_gpt, sample

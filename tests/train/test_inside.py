@@ -15,7 +15,7 @@ from torch import Tensor
 from penstock.checkpoint import latest
 from penstock.errors import ConfigError
 from penstock.runtime import Pipeline
-from penstock.runtime.loopback import LoopbackTransport, run_ranks
+from penstock.runtime.transport.loopback import LoopbackTransport, run_ranks
 from penstock.schedules import pipedream, pipemare
 from penstock.train.config import (
     CheckpointConfig,

@@ -18,7 +18,7 @@ from tests.train.runs import TEXT, held_out_losses, losses, options
 
 from penstock.errors import CheckpointError, ConfigError, UserError
 from penstock.runtime import Pipeline
-from penstock.runtime.loopback import LoopbackTransport, run_ranks
+from penstock.runtime.transport.loopback import LoopbackTransport, run_ranks
 from penstock.train.config import Config, DataConfig, ModelConfig, PipelineConfig, RunConfig
 from penstock.train.config_file import load_toml, resolve, to_toml
 from penstock.train.data import batch, read_corpus, unigram_entropy

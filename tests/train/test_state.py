@@ -10,7 +10,7 @@ import torch
 
 from penstock.errors import CheckpointError
 from penstock.runtime import Pipeline
-from penstock.runtime.loopback import LoopbackTransport, run_ranks
+from penstock.runtime.transport.loopback import LoopbackTransport, run_ranks
 from penstock.train.config import Config, ModelConfig, PipelineConfig, RunConfig
 from penstock.train.gpt import build_gpt, lm_loss
 from penstock.train.optimizers import build_optimizer

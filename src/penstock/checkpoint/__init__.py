@@ -7,7 +7,7 @@ from penstock.checkpoint.read import read_tensors
 from penstock.checkpoint.saving import Loaded, Saver, load, save
 from penstock.checkpoint.shard import Shard
 from penstock.checkpoint.write import Label, write_checkpoint
-from penstock.runtime.transport import Exchange
+from penstock.runtime.transport.protocol import Exchange
 
 __all__ = [
     "Exchange",

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from penstock.checkpoint.groups import Managed
 from penstock.errors import CheckpointError
 from penstock.runtime import Pipeline
-from penstock.runtime.optimizer_state import stepped_stages_of
+from penstock.runtime.asynchronous.optimizer_state import stepped_stages_of
 
 
 class Stateful(Protocol):

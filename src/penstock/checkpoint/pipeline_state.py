@@ -32,7 +32,7 @@ from penstock.checkpoint.read import MODEL, check_fits, mapped_tensors, names_fo
 from penstock.checkpoint.shard import Shard
 from penstock.errors import CheckpointError, nearest
 from penstock.runtime import Pipeline
-from penstock.runtime.optimizer_state import stepped_stages_of
+from penstock.runtime.asynchronous.optimizer_state import stepped_stages_of
 from penstock.runtime.spread import part_like, whole
 
 _MOVEMENT = "movement/discrepancy/"

@@ -9,8 +9,8 @@ import msgspec
 from penstock.checkpoint.manifest import Layout
 from penstock.checkpoint.spread import spread_of
 from penstock.runtime import Pipeline
-from penstock.runtime.replicas import replicas_of
-from penstock.runtime.transport import Exchange
+from penstock.runtime.shared_weights.replicas import replicas_of
+from penstock.runtime.transport.protocol import Exchange
 
 
 class Ranks(NamedTuple):

@@ -17,10 +17,10 @@ import msgspec
 
 from penstock.errors import CheckpointError
 from penstock.runtime import Pipeline
-from penstock.runtime.optimizer_state import stepped_stages_of
-from penstock.runtime.replicas import Replicas
+from penstock.runtime.asynchronous.optimizer_state import stepped_stages_of
+from penstock.runtime.shared_weights.replicas import Replicas
 from penstock.runtime.spread import is_spread
-from penstock.runtime.transport import Exchange
+from penstock.runtime.transport.protocol import Exchange
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from penstock.checkpoint.manifest import (
 )
 from penstock.checkpoint.shard import Shard, write_shard
 from penstock.errors import CheckpointError
-from penstock.runtime.transport import Exchange
+from penstock.runtime.transport.protocol import Exchange
 
 
 class Label(msgspec.Struct, frozen=True):

@@ -21,7 +21,7 @@ from penstock.profiler.measure import microbatch_size, sequence_of
 from penstock.profiler.storage import kept_by
 from penstock.profiler.values import LayerProfile, OpTimings, Profile, Timing
 from penstock.profiler.workbench import Workbench, borrowed
-from penstock.runtime.microbatches import to_device
+from penstock.runtime.batch.microbatches import to_device
 from penstock.runtime.stage_work import LossFunction, backward_in_one_thread
 
 _META = torch.device("meta")

@@ -15,10 +15,10 @@ from penstock.profiler.between import BEYOND_CACHES, OtherWork
 from penstock.profiler.values import HostCosts
 from penstock.profiler.walk import walk
 from penstock.profiler.workbench import Workbench
-from penstock.runtime.loopback import LoopbackTransport, run_ranks
 from penstock.runtime.pipeline import Pipeline
 from penstock.runtime.stage_work import boundary_of
-from penstock.runtime.transport import Transport
+from penstock.runtime.transport.loopback import LoopbackTransport, run_ranks
+from penstock.runtime.transport.protocol import Transport
 from penstock.schedules import gpipe, interleaved_1f1b
 from penstock.timeline import Timeline
 

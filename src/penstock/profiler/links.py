@@ -24,7 +24,7 @@ from penstock.profiler.between import OtherWork
 from penstock.profiler.values import MessageCosts
 from penstock.runtime.links import Links
 from penstock.runtime.stage_work import boundary_of
-from penstock.runtime.transport import Transport
+from penstock.runtime.transport.protocol import Transport
 
 _REPEATS, _WARM_UP = 15, 3
 _SMALLEST, _LEAST_LARGEST = 256, 1 << 16

@@ -19,9 +19,9 @@ from penstock.profiler.kinds import placed_layers
 from penstock.profiler.layers import Subject, measured_layers
 from penstock.profiler.links import message_costs
 from penstock.profiler.values import HostCosts, LayerProfile, LinkLevel, OpTimings, Profile, Timing
-from penstock.runtime.microbatches import to_device
+from penstock.runtime.batch.microbatches import to_device
 from penstock.runtime.stage_work import Boundary, LossFunction
-from penstock.runtime.transport import Transport, gather_bytes
+from penstock.runtime.transport.protocol import Transport, gather_bytes
 
 
 def profile(  # noqa: PLR0913  # the public face: each argument is one decision of the user's

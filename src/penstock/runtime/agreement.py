@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from penstock.errors import BatchError, HandshakeError, UserError
-from penstock.runtime.transport import Transport, gather_bytes, gather_json
+from penstock.runtime.transport.protocol import Transport, gather_bytes, gather_json
 
 CALLS = (
     "step",

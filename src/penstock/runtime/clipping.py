@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from penstock.errors import BatchError, check_type
-from penstock.runtime.transport import Transport
+from penstock.runtime.transport.protocol import Transport
 
 
 def total_norm(

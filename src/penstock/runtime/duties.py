@@ -8,14 +8,14 @@ from typing import NamedTuple
 import torch
 
 from penstock.ir.program import Program
-from penstock.runtime.offloading import Offloading
-from penstock.runtime.owners import Owners
-from penstock.runtime.reduction import Reduction
-from penstock.runtime.replicas import Replicas
+from penstock.runtime.asynchronous.stepping import Stepping
+from penstock.runtime.memory.offloading import Offloading
+from penstock.runtime.shared_weights.owners import Owners
+from penstock.runtime.shared_weights.reduction import Reduction
+from penstock.runtime.shared_weights.replicas import Replicas
+from penstock.runtime.shared_weights.ties import Ties
 from penstock.runtime.stage_work import StageWork
-from penstock.runtime.stepping import Stepping
-from penstock.runtime.ties import Ties
-from penstock.runtime.transport import Transport
+from penstock.runtime.transport.protocol import Transport
 
 
 class Duties(NamedTuple):

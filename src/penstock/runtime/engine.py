@@ -13,18 +13,18 @@ from penstock.ir.dependencies import Value, ValueKind, carried, message
 from penstock.ir.halves import whole_backwards
 from penstock.ir.ops import COMPUTE, RECEIVES, Channel, Op, OpKind, Transfer
 from penstock.ir.program import Instruction
+from penstock.runtime.batch.step_batch import StepBatch
 from penstock.runtime.boundary import flatten, unflatten
-from penstock.runtime.cursor import describe
 from penstock.runtime.duties import Duties
 from penstock.runtime.hooks import HeldHooks
 from penstock.runtime.links import Links
-from penstock.runtime.owners import reductions_of
 from penstock.runtime.randomness import keyed_layers
 from penstock.runtime.ranges import is_profiling, with_ranges
 from penstock.runtime.recorder import Recorder
+from penstock.runtime.shared_weights.owners import reductions_of
 from penstock.runtime.stage_work import Boundary, StageWork, backward_in_one_thread, boundary_of
-from penstock.runtime.step_batch import StepBatch
-from penstock.runtime.transport import Transport
+from penstock.runtime.transport.cursor import describe
+from penstock.runtime.transport.protocol import Transport
 from penstock.verifier import Proof, receive_slots
 
 

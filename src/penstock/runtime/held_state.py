@@ -9,13 +9,13 @@ from torch import nn
 
 from penstock.errors import ModelError
 from penstock.runtime.agreement import check_same
+from penstock.runtime.asynchronous.optimizer_state import load_optimizer_state, optimizer_state
+from penstock.runtime.asynchronous.stepping import SteppedStage, Stepping
 from penstock.runtime.model_state import load_module_state, module_state
-from penstock.runtime.optimizer_state import load_optimizer_state, optimizer_state
-from penstock.runtime.owners import Owners
 from penstock.runtime.plan import RunPlan
+from penstock.runtime.shared_weights.owners import Owners
 from penstock.runtime.stage_work import StageWork
-from penstock.runtime.stepping import SteppedStage, Stepping
-from penstock.runtime.transport import Transport
+from penstock.runtime.transport.protocol import Transport
 
 
 class HeldState:

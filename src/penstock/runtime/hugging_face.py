@@ -14,10 +14,10 @@ from penstock.errors import CheckpointError, ModelError
 from penstock.models.hugging_face import Directory
 from penstock.runtime.agreement import Offer, agree
 from penstock.runtime.held_state import HeldState
-from penstock.runtime.replicas import Replicas
+from penstock.runtime.shared_weights.replicas import Replicas
 from penstock.runtime.spread import is_spread, whole
 from penstock.runtime.stage_work import LossFunction
-from penstock.runtime.transport import Exchange
+from penstock.runtime.transport.protocol import Exchange
 
 
 class HuggingFaceFiles(HeldState):

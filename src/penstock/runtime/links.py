@@ -19,7 +19,7 @@ from penstock.ir.dependencies import Value, ValueKind, carried
 from penstock.ir.ops import Channel, OpKind, Transfer
 from penstock.runtime.boundary import BoundarySpec, TensorSpec
 from penstock.runtime.stage_work import Boundary
-from penstock.runtime.transport import Pending, Transport
+from penstock.runtime.transport.protocol import Pending, Transport
 
 SpecKey = tuple[int, int, int]
 """(stage whose output it is, microbatch, replica)."""

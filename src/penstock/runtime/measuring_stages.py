@@ -19,12 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from penstock.errors import BatchError
 from penstock.runtime.agreement import check_same
+from penstock.runtime.batch.microbatches import to_device
 from penstock.runtime.boundary import BoundarySpec, flatten, unflatten
-from penstock.runtime.microbatches import to_device
 from penstock.runtime.plan import RunPlan
 from penstock.runtime.stage_sizes import StageSize, StageSizes
 from penstock.runtime.stage_work import StageWork
-from penstock.runtime.transport import Transport, gather_bytes
+from penstock.runtime.transport.protocol import Transport, gather_bytes
 
 
 def measure_stages(

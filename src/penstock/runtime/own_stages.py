@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from penstock.models import CutModel, Stage
 from penstock.runtime.agreement import check_same
-from penstock.runtime.owners import copy_of, stages_to_copy
 from penstock.runtime.plan import RunPlan
-from penstock.runtime.transport import Transport
+from penstock.runtime.shared_weights.owners import copy_of, stages_to_copy
+from penstock.runtime.transport.protocol import Transport
 
 
 def own_stages(layers: CutModel, plan: RunPlan, transport: Transport, *, seed: int | None) -> dict[int, Stage]:

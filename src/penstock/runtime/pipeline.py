@@ -19,40 +19,40 @@ from penstock.lowering import lower
 from penstock.models import CutModel, cut
 from penstock.partition import LayerCosts, Partition
 from penstock.runtime.agreement import Offer, agree, check_same
-from penstock.runtime.auto import Assumed
-from penstock.runtime.clipping import clip, total_norm
-from penstock.runtime.cursor import Cursor
-from penstock.runtime.duties import Duties, duties_of
-from penstock.runtime.engine import Engine
-from penstock.runtime.evaluating import eval_mode
-from penstock.runtime.feed import Call, Ends, Feed, Reading, WeightFunction
-from penstock.runtime.links import Links
-from penstock.runtime.measured import decode_record, encode_record, measured_timeline
-from penstock.runtime.measuring_stages import measure_stages
-from penstock.runtime.microbatches import BatchRule, BatchRules, even_sizes, ragged_sizes
-from penstock.runtime.offloading import offload_channels
-from penstock.runtime.outputs import broadcast_output, joined
-from penstock.runtime.own_stages import own_stages
-from penstock.runtime.owners import Owners, owner_channels
-from penstock.runtime.plan import RunPlan, make_plan
-from penstock.runtime.recompute import RecomputeChoice, apply_recompute, check_recompute
-from penstock.runtime.replica_agreement import check_plans, check_weights
-from penstock.runtime.running import Running
-from penstock.runtime.stage_sizes import StageSizes
-from penstock.runtime.stage_work import LossFunction, StageWork
-from penstock.runtime.startup import check_given, facts_of, ranks_of
-from penstock.runtime.step_batch import StepBatch
-from penstock.runtime.step_shares import StepShares
-from penstock.runtime.stepping import (
+from penstock.runtime.asynchronous.running import Running
+from penstock.runtime.asynchronous.step_shares import StepShares
+from penstock.runtime.asynchronous.stepping import (
     InsideOptimizer,
     OptimizerFunction,
     SchedulerFunction,
     Stepping,
     check_optimizer,
 )
+from penstock.runtime.auto import Assumed
+from penstock.runtime.batch.feed import Call, Ends, Feed, Reading, WeightFunction
+from penstock.runtime.batch.microbatches import BatchRule, BatchRules, even_sizes, ragged_sizes
+from penstock.runtime.batch.outputs import broadcast_output, joined
+from penstock.runtime.batch.step_batch import StepBatch
+from penstock.runtime.clipping import clip, total_norm
+from penstock.runtime.duties import Duties, duties_of
+from penstock.runtime.engine import Engine
+from penstock.runtime.evaluating import eval_mode
+from penstock.runtime.links import Links
+from penstock.runtime.measured import decode_record, encode_record, measured_timeline
+from penstock.runtime.measuring_stages import measure_stages
+from penstock.runtime.memory.offloading import offload_channels
+from penstock.runtime.memory.recompute import RecomputeChoice, apply_recompute, check_recompute
+from penstock.runtime.own_stages import own_stages
+from penstock.runtime.plan import RunPlan, make_plan
+from penstock.runtime.shared_weights.owners import Owners, owner_channels
+from penstock.runtime.shared_weights.replica_agreement import check_plans, check_weights
+from penstock.runtime.shared_weights.ties import Ties, tie_channels
+from penstock.runtime.stage_sizes import StageSizes
+from penstock.runtime.stage_work import LossFunction, StageWork
+from penstock.runtime.startup import check_given, facts_of, ranks_of
 from penstock.runtime.summary import summarize
-from penstock.runtime.ties import Ties, tie_channels
-from penstock.runtime.transport import Transport, gather_bytes
+from penstock.runtime.transport.cursor import Cursor
+from penstock.runtime.transport.protocol import Transport, gather_bytes
 from penstock.schedules import forward_only
 from penstock.timeline import Timeline
 from penstock.verifier import Proof, verify

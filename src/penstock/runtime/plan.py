@@ -15,7 +15,7 @@ from penstock.models.cut_points import partition_at
 from penstock.notation import load_schedule
 from penstock.partition import LayerCosts, Partition
 from penstock.runtime.auto import AUTO, Assumed, Chosen, balanced_partition, found_schedule, layer_costs_for
-from penstock.runtime.ties import check_ties
+from penstock.runtime.shared_weights.ties import check_ties
 from penstock.schedules import Given, named_schedule
 from penstock.verifier import Proof, verify
 

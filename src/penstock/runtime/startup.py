@@ -12,10 +12,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from penstock._version import __version__
 from penstock.errors import HandshakeError, UserError, check_type
 from penstock.models import CutModel
-from penstock.runtime.distributed import DistributedTransport
 from penstock.runtime.plan import RunPlan
-from penstock.runtime.replicas import Replicas
-from penstock.runtime.transport import Transport
+from penstock.runtime.shared_weights.replicas import Replicas
+from penstock.runtime.transport.distributed import DistributedTransport
+from penstock.runtime.transport.protocol import Transport
 
 
 def check_given(functions: Mapping[str, object], *, seed: int | None, device: torch.device | str | None) -> None:

@@ -16,10 +16,10 @@ import torch
 
 from penstock.ir.schedule import Schedule, WeightRule
 from penstock.runtime import Pipeline, clip_by_stage, pipemare_delays
-from penstock.runtime.delays import pipemare_share
-from penstock.runtime.optimizer_state import stepped_stages_of
-from penstock.runtime.step_shares import step_groups
-from penstock.runtime.stepping import OptimizerFunction
+from penstock.runtime.asynchronous.delays import pipemare_share
+from penstock.runtime.asynchronous.optimizer_state import stepped_stages_of
+from penstock.runtime.asynchronous.step_shares import step_groups
+from penstock.runtime.asynchronous.stepping import OptimizerFunction
 from penstock.train.config import Config
 from penstock.train.data import Batch, Corpus, batch
 from penstock.train.journal import Journal, StepFigures

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from penstock.ir.steps import SYNCHRONOUS
 from penstock.runtime import Pipeline
-from penstock.runtime.replicas import replicas_of
+from penstock.runtime.shared_weights.replicas import replicas_of
 from penstock.train.agreement import check_alike
 from penstock.train.config import VOCABULARY, Config
 from penstock.train.data import Batch, Corpus, batch, held_out_batches, unigram_entropy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from penstock.runtime import Pipeline
-from penstock.runtime.replicas import replicas_of
+from penstock.runtime.shared_weights.replicas import replicas_of
 from penstock.train.failures import Position
 
 

@@ -8,7 +8,7 @@ import torch
 
 from penstock.checkpoint import Saver, load
 from penstock.runtime import Pipeline
-from penstock.runtime.optimizer_state import stepped_stages_of
+from penstock.runtime.asynchronous.optimizer_state import stepped_stages_of
 from penstock.train.config import Config
 from penstock.train.config_file import to_toml
 from penstock.train.resume import checkpoint_root

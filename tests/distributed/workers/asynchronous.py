@@ -17,7 +17,7 @@ from tests.runtime.zoo import batch, made
 from torch.distributed.device_mesh import init_device_mesh
 
 import penstock as ps
-from penstock.runtime.distributed import DistributedTransport
+from penstock.runtime.transport.distributed import DistributedTransport
 
 BATCHES, MICROBATCHES, SAMPLES = 4, 4, 2
 MOMENTUM = partial(torch.optim.SGD, lr=0.05, momentum=0.9)

@@ -15,7 +15,7 @@ from torch import nn
 
 import penstock as ps
 from penstock.errors import HandshakeError
-from penstock.runtime.distributed import DistributedTransport
+from penstock.runtime.transport.distributed import DistributedTransport
 
 
 def opened() -> tuple[int, int]:

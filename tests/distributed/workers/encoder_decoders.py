@@ -15,7 +15,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 import penstock as ps
 from penstock.models.hugging_face import label_count, seq2seq_loss
-from penstock.runtime.distributed import DistributedTransport
+from penstock.runtime.transport.distributed import DistributedTransport
 from penstock.testing import reference_gradients
 
 warnings.simplefilter("ignore")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 import penstock as ps
-from penstock.runtime.distributed import DistributedTransport
+from penstock.runtime.transport.distributed import DistributedTransport
 
 BUSY_SECONDS = 300.0
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import penstock as ps
 from penstock.errors import RankFailedError
-from penstock.runtime import watch
+from penstock.runtime.transport import watch
 
 watch.LOST_SECONDS, watch.GRACE_SECONDS, watch.PERIOD_SECONDS = 2.0, 1.0, 0.1
 what, culprit = arguments[0], int(arguments[1])

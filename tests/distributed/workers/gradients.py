@@ -18,8 +18,8 @@ import penstock as ps
 from penstock.errors import UserError
 from penstock.ir.dependencies import Value
 from penstock.ir.ops import OpKind, Transfer
-from penstock.runtime.distributed import DistributedTransport
 from penstock.runtime.links import Links
+from penstock.runtime.transport.distributed import DistributedTransport
 from penstock.testing import reference_gradients, reference_step
 
 

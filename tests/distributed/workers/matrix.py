@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import penstock as ps
 from penstock.runtime import pipeline, startup
-from penstock.runtime.distributed import DistributedTransport
+from penstock.runtime.transport.distributed import DistributedTransport
 
 PRIVATE = ("buffer",)
 """What each data-parallel replica has of its own."""

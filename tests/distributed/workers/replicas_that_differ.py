@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import penstock as ps
 from penstock.errors import PenstockError
-from penstock.runtime import watch
+from penstock.runtime.transport import watch
 
 watch.LOST_SECONDS, watch.GRACE_SECONDS, watch.PERIOD_SECONDS = 5.0, 1.0, 0.1
 

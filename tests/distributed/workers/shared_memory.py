@@ -13,7 +13,7 @@ from tests.runtime.zoo import batch, made
 
 import penstock as ps
 from penstock.ir.ops import Channel, OpKind
-from penstock.runtime.distributed import DistributedTransport
+from penstock.runtime.transport.distributed import DistributedTransport
 from penstock.testing import reference_step
 
 

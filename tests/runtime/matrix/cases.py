@@ -17,7 +17,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 import penstock as ps
 from penstock.ir.schedule import Schedule
 from penstock.ir.steps import SYNCHRONOUS
-from penstock.runtime.recompute import Recompute
+from penstock.runtime.memory.recompute import Recompute
 
 mse = nn.functional.mse_loss
 Batch = tuple[Any, Any]

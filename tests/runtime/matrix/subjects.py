@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import penstock as ps
 from penstock.ir.schedule import Schedule
 from penstock.ir.steps import SYNCHRONOUS, optimizer_steps
+from penstock.runtime.batch.microbatches import BatchRules, ragged_sizes
 from penstock.runtime.evaluating import eval_mode
-from penstock.runtime.microbatches import BatchRules, ragged_sizes
 from penstock.testing import reference_step
 
 if TYPE_CHECKING:

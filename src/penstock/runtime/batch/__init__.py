@@ -1,0 +1,1 @@
+"""From a user's batch to microbatches, and from their outputs back."""

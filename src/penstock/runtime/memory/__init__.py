@@ -1,0 +1,1 @@
+"""What a forward keeps, and where: recomputed, or on another rank."""

@@ -1,0 +1,1 @@
+"""Ways that tensors take between ranks: what the engine needs of them, over torch.distributed, and between threads."""
