@@ -117,6 +117,7 @@ def test_it_is_never_worse_than_even_stages(name: str):
     [
         ({"cluster": ps.Cluster.uniform(3)}, "the cluster has 3 devices for 2 ranks"),
         ({"schedule": ps.chimera(2, 2)}, "several replicas"),
+        ({"costs": LayerCosts((1.0,) * 5_001)}, "5,001 layers take too long .* so that there are 5,000 or fewer"),
     ],
 )
 def test_what_cannot_be_partitioned_is_said(arguments: dict[str, object], words: str):

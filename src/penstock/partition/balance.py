@@ -21,6 +21,10 @@ from penstock.partition.moves import Moves
 from penstock.partition.ranges import Partition
 
 
+MOST_LAYERS = 5_000
+"""What a minute or so suffices for."""
+
+
 @dataclass(frozen=True)
 class Balanced:
     """A partition and what it comes to.
@@ -67,8 +71,13 @@ def best_partition(
 
     Raises:
         PartitionError: fewer layers than stages, or no partition that fits, with the rank that lacks most.
-        UserError: a cluster of another size.
+        UserError: a cluster of another size, or more layers than a minute or so suffices for.
     """
+    if costs.num_layers > MOST_LAYERS:
+        raise UserError(
+            f"{costs.num_layers:,} layers take too long to lay out; add up the costs of neighbours that stay together, "
+            f"so that there are {MOST_LAYERS:,} or fewer"
+        )
     cluster = cluster or Cluster.uniform(schedule.num_ranks)
     if len(cluster.devices) != schedule.num_ranks:
         raise UserError(
