@@ -147,3 +147,17 @@ def test_tied_parameters_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = cut(nn.Sequential(first, nn.ReLU(), last))
     layers = measured(model, Ticks(), monkeypatch)
     assert [layer.parameter_bytes for layer in layers] == [64, 0, 0]
+
+
+def test_forwards_and_backwards_of_different_microbatches_take_turns() -> None:
+    ran: list[str] = []
+    layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+    for index, layer in enumerate(layers):
+        layer.register_forward_hook(lambda *_, index=index: ran.append(f"F{index}"))  # type: ignore[misc]
+        layer.register_full_backward_hook(lambda *_, index=index: ran.append(f"B{index}"))  # type: ignore[misc]
+    inputs = torch.randn(2, 4, requires_grad=True)
+    model = cut(layers)
+    subject = Subject(model, placed_layers(model, inputs), inputs, None, torch.device("cpu"), False)
+    ran.clear()
+    measured_layers(subject, seconds=0.001)
+    assert " ".join(ran[:18]) == "F0 F1 F2 F0 B2 F1 B1 F2 B0 F0 B2 F1 B1 F2 B0 B2 B1 B0"
