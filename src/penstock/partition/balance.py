@@ -20,7 +20,6 @@ from penstock.partition.layers import LayerCosts
 from penstock.partition.moves import Moves
 from penstock.partition.ranges import Partition
 
-
 MOST_LAYERS = 5_000
 """What a minute or so suffices for."""
 
