@@ -11,7 +11,7 @@ from statistics import fmean, median
 import torch
 from torch import Tensor, nn
 
-from penstock.profiler.between import BEYOND_CACHES, OtherWork
+from penstock.profiler.between import OtherWork
 from penstock.profiler.values import HostCosts
 from penstock.profiler.walk import walk
 from penstock.profiler.workbench import Workbench
@@ -26,6 +26,8 @@ _STEPS = 24
 _CHUNKS, _MICROBATCHES = 4, 8
 _STOOD, _WAKINGS = (1e-3, 3e-3, 1e-2, 3e-2), 9
 """Waits in seconds after which an op is timed, and how often each."""
+_BEYOND_CACHES = 4 << 20
+"""Bytes that leave nothing else in the caches of a core."""
 _REDUCED_BYTES, _REDUCED = 4 << 20, 16
 """Bytes and number of the gradients of a stage that several ranks hold."""
 
@@ -73,7 +75,7 @@ def _op_seconds(transport: LoopbackTransport) -> float:
         taken = walk([bench], time.perf_counter, split=False)[0]
         alone.append((taken["forward"] + taken["backward"]) / 2)
         within.append(fmean(span.end - span.start for span in timeline.spans))
-    cold = _timelines([Scale(BEYOND_CACHES) for _ in range(_CHUNKS)], transport, steps=_STEPS // 4)
+    cold = _timelines([Scale(_BEYOND_CACHES) for _ in range(_CHUNKS)], transport, steps=_STEPS // 4)
     between = [after.start - before.end for timeline in cold for before, after in pairwise(timeline.spans)]
     # A difference of two small times: the least of each, because what else runs on the core only adds to them.
     return max(0.0, min(within) - min(alone)) + median(between)
@@ -115,7 +117,7 @@ def _timelines(layers: Sequence[Scale], transport: LoopbackTransport, *, steps: 
 
 def _step_seconds(transport: Transport) -> float:
     """Returns what a step takes from call to return, beside its program."""
-    layers = nn.Sequential(*(Scale(BEYOND_CACHES) for _ in range(transport.num_ranks)))
+    layers = nn.Sequential(*(Scale(_BEYOND_CACHES) for _ in range(transport.num_ranks)))
     pipe = Pipeline(layers, _loss, transport=transport, schedule=gpipe(transport.num_ranks, 2))
     inputs = torch.zeros(2, 1)
     taken = []

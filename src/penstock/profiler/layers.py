@@ -77,16 +77,14 @@ def measured_layers(subject: Subject, *, seconds: float) -> tuple[LayerProfile, 
         firsts = {subject.placed[index].kind: index for index in reversed(walked)}
         bytes_of = {kind: _bytes(walked[index], subject.device) for kind, index in firsts.items()}
     found = {kind: Measured(_merged(rounds, subject.placed, kind), *held) for kind, held in bytes_of.items()}
-    saved = _saved(rounds, together, subject.placed)
+    sorts = _saved(rounds, together, subject.placed)
+    saved = [OpTimings(), *(sorts[sort] for sort in pairwise(placed.kind for placed in subject.placed))]
     seen: set[int] = set()
     layers = []
-    before: int | None = None
-    for (name, layer), placed in zip(subject.model.layers.items(), subject.placed, strict=True):
+    for (name, layer), placed, less in zip(subject.model.layers.items(), subject.placed, saved, strict=True):
         new = [parameter for parameter in layer.parameters() if id(parameter) not in seen]
         seen |= {id(parameter) for parameter in new}
-        alone = _layer(name, placed, found[placed.kind], new)
-        layers.append(alone if before is None else replace(alone, saved=saved[before, placed.kind]))
-        before = placed.kind
+        layers.append(replace(_layer(name, placed, found[placed.kind], new), saved=less))
     return tuple(layers)
 
 

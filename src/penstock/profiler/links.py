@@ -4,8 +4,8 @@
     receiver   … waits …            |latency|--- receive ---|    waits, is woken, copies
     receiver               … busy …          |--- receive ---|   the message was there already
 
-Each of the three for messages of several sizes, a line through each. Both ends have run layers before, as in training:
-the runtime's code and the transport's memory are in no cache of the core, and each part takes twice as long and more.
+Each of the three for messages of several sizes, a line through each. Both ends have run a layer before, as in training:
+the runtime's code is in no cache of the core, and each part takes twice as long and more.
 """
 
 from __future__ import annotations

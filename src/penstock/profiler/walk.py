@@ -76,20 +76,19 @@ class _Walk:
         self._benches, self._clock, self._split = benches, clock, split
         self._noted: list[dict[str, list[float]]] = [{} for _ in benches]
         self._starts: dict[int, list[list[Tensor]]] = {}
-        self._in_turns = False
 
     def go(self) -> list[dict[str, list[float]]]:
         does = {"F": self._forward, "B": self._backward, "I": self._backward, "W": self._weight_grads}
         names = _CALLED[self._split]
         for letters in _SPLIT if self._split else _WHOLE:
-            self._in_turns = len(letters) > 1
-            through = [does[op](i, names[op].later if i else names[op].first) for op, i in letters]
+            called = [(names[op].later if i else names[op].first) if len(letters) > 1 else None for op, i in letters]
+            through = [does[op](i, name) for (op, i), name in zip(letters, called, strict=True)]
             for _ in self._benches:
                 for each in through:
                     next(each)
         return self._noted
 
-    def _forward(self, microbatch: int, name: str) -> Iterator[None]:
+    def _forward(self, microbatch: int, name: str | None) -> Iterator[None]:
         given: Boundary | None = None
         self._starts[microbatch] = []
         for index, bench in enumerate(self._benches):
@@ -103,7 +102,7 @@ class _Walk:
             del kept  # its graph is the stage's alone
             yield
 
-    def _backward(self, microbatch: int, name: str) -> Iterator[None]:
+    def _backward(self, microbatch: int, name: str | None) -> Iterator[None]:
         came: list[Tensor] = []
         for index in reversed(range(len(self._benches))):
             work, starts = self._benches[index].work, self._starts[microbatch][index]
@@ -114,16 +113,17 @@ class _Walk:
             self._note(index, name, begin)
             yield
 
-    def _weight_grads(self, microbatch: int, name: str) -> Iterator[None]:
+    def _weight_grads(self, microbatch: int, name: str | None) -> Iterator[None]:
         for index in reversed(range(len(self._benches))):
             begin = self._clock()
             self._benches[index].work.weight_grads(microbatch)
             self._note(index, name, begin)
             yield
 
-    def _note(self, index: int, name: str, begin: float) -> None:
+    def _note(self, index: int, name: str | None, begin: float) -> None:
+        """Notes an op under its name; one that has none took no turns with others, and does not count."""
         seconds = self._clock() - begin
-        if self._in_turns:
+        if name is not None:
             self._noted[index].setdefault(name, []).append(seconds)
 
 

@@ -60,6 +60,7 @@ STAGES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], bool]] = 
     "linear layers": (lambda: nn.Sequential(nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 8)), rows, False),
     "a weight of its own": (Holds, rows, False),
     "a borrowed weight": (Borrows, ids, True),
+    "no weight to defer": (lambda: nn.Sequential(nn.LayerNorm(8), nn.Tanh()), rows, False),
     "attention": (lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), rows, False),
     "checkpointed": (lambda: Checkpointed(nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))), rows, False),
     "checkpointed, borrowed": (lambda: Checkpointed(Borrows()), ids, True),

@@ -163,25 +163,23 @@ class Feed:
         inputs = targets = -1
         ends = self._trains if batch.training else self._evaluates
         if ends.first:
-            if call.inputs is None:
-                raise BatchError(
-                    f"{call.name} got no inputs on the rank that holds the first stage; pass the whole batch there, "
-                    "on every rank whose has_first_stage is true"
-                )
-            sizes = self._sizes(call, call.inputs, "inputs")
+            batch.inputs, sizes = self._taken(call, call.inputs, "inputs", end="first")
             inputs = sum(sizes)
-            batch.inputs = self._split(call.inputs, sizes, "inputs")
         if ends.last and call.name in _WEIGHED:
-            if call.targets is None:
-                raise BatchError(
-                    f"{call.name} got no targets on the rank that holds the last stage; pass the whole batch there, "
-                    "on every rank whose has_last_stage is true"
-                )
-            sizes = self._sizes(call, call.targets, "targets")
+            batch.targets, sizes = self._taken(call, call.targets, "targets", end="last")
             targets = sum(sizes)
-            batch.targets = self._split(call.targets, sizes, "targets")
             batch.scales = self._weights(batch.targets, sizes)
         return Offer(inputs, targets, signature_of(call.name, call.trained, batch.inputs))
+
+    def _taken(self, call: Call, given: Any, name: str, *, end: str) -> tuple[list[Any], list[int]]:
+        """Returns the microbatches of what this rank was given for the `end` stage, and the samples in each."""
+        if given is None:
+            raise BatchError(
+                f"{call.name} got no {name} on the rank that holds the {end} stage; pass the whole batch there, "
+                f"on every rank whose has_{end}_stage is true"
+            )
+        sizes = self._sizes(call, given, name)
+        return self._split(given, sizes, name), sizes
 
     def _sizes(self, call: Call, batch: Any, name: str) -> list[int]:
         count = self._shares.num_microbatches
