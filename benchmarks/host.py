@@ -5,8 +5,9 @@ python benchmarks/host.py [--steps 60]
 One rank of two runs alone, in one process: once the ranks know their shapes, its transport takes every message and
 brings every message at once, and says for the other what that one said last. So nothing waits, and
 the CPU time of a step is compute and host. The bare loop of contenders.py runs the same instructions on the same
-transport; the difference, by the ops of compute of the rank's program, is what penstock adds. Smallest times of steps
-that take turns: what other programs take from the core only adds to a time.
+transport; the difference, by the ops of the rank's program (computing, sending and receiving alike) and by those that
+compute, is what penstock adds. Smallest times of steps that take turns: what other programs take from the core only
+adds to a time.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from contenders import Job, Raw, bare_loop, loss_fn, ops_of
@@ -68,13 +69,22 @@ class Alone:
             self._transport.broadcast(tensor, source)
 
 
-def microseconds_an_op(schedule: str, rank: int, steps: int) -> tuple[float, float, float]:
-    """Returns the host time of penstock for an op, and a step of penstock and of the bare loop in milliseconds."""
+class Cost(NamedTuple):
+    """What penstock adds, in microseconds by op and by op of compute; a step of both in milliseconds."""
+
+    by_op: float
+    by_compute: float
+    step: float
+    bare: float
+
+
+def cost(schedule: str, rank: int, steps: int) -> Cost:
+    """Returns what one rank's host spends on a step."""
     inputs = torch.randn(64, 64)
     sizes = named_schedule(schedule, num_ranks=2, num_microbatches=64)
     layers = [Scale() for _ in range(sizes.num_stages)]
 
-    def run(transport: Any) -> tuple[float, float, float] | None:
+    def run(transport: Any) -> Cost | None:
         way = Alone(transport)
         pipe = ps.Pipeline(nn.Sequential(*layers), loss_fn, transport=way, schedule=sizes)
         for _ in range(2):
@@ -90,7 +100,8 @@ def microseconds_an_op(schedule: str, rank: int, steps: int) -> tuple[float, flo
                 step()
                 row.append(time.thread_time() - begin)
         ours, floor = map(min, seconds)
-        return (ours - floor) / ops_of(pipe.plan.proof.program, rank) * 1e6, ours * 1e3, floor * 1e3
+        program, added = pipe.plan.proof.program, (ours - floor) * 1e6
+        return Cost(added / len(program.ranks[rank]), added / ops_of(program, rank), ours * 1e3, floor * 1e3)
 
     return next(found for found in ps.run_ranks(run, 2) if found)
 
@@ -102,8 +113,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for schedule in ALL:
         for rank in (0, 1):
-            each, ours, floor = microseconds_an_op(schedule, rank, options.steps)
+            found = cost(schedule, rank, options.steps)
             print(
-                f"{schedule:18} rank {rank}  {each:6.1f} us/op  ({ours:.2f} ms a step, bare loop {floor:.2f} ms)",
+                f"{schedule:18} rank {rank}  {found.by_op:5.1f} us/op  {found.by_compute:5.1f} us/op of compute  "
+                f"({found.step:.2f} ms a step, bare loop {found.bare:.2f} ms)",
                 flush=True,
             )

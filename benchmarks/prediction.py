@@ -3,13 +3,14 @@
 python benchmarks/prediction.py [--models tiny d256 llama linear] [--schedules gpipe one_f_one_b …] [--rounds 9]
 
 Two processes, one core and one thread each, messages through shared memory. For each model, round after round, both
-ranks profile its layers, host and messages (`penstock.profile`), a few schedules run a step each, both ranks profile
-again, the next few run, and so on. A step is set beside its prediction from the two profiles around it.
+ranks profile its layers, host and messages (`penstock.profile`), a few schedules run some steps each, both ranks
+profile again, the next few run, and so on.
 
-Virtual cores change their speed: the same step takes 200 ms, and 290 ms a second later. So each rank times a fixed
-computation, its *pace*, before and after every profile and every step. A step counts where its two paces agree within
-`STEADY`; profiles count likewise. The profile's devices then get the speed that they had at the step: by the ratio of
-the paces. No time of a run enters its prediction.
+Virtual cores change their speed: the same step takes 200 ms, and 290 ms a second later, and not all layers become
+slower by the same factor. So each rank times a fixed computation, its *pace*, before and after every profile and every
+step. A step counts where its two paces agree within `STEADY`; profiles count likewise. A step is predicted from the
+profiles that were made at its paces, whenever that was, and their devices get the speed that they had at the step: by
+the ratio of the paces, for the rest. No time of a run enters its prediction.
 
 The ranks keep the memory that they free, as allocators of GPUs do: given back to the system and taken again, each page
 of it would cost a fault, in which steps and profiles differ.
@@ -25,6 +26,7 @@ of it would cost a fault, in which steps and profiles differ.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import sys
@@ -59,8 +61,12 @@ WARM_UP = 2
 """Steps before the one that counts, after another schedule or a profile has run."""
 BETWEEN_PROFILES = 4
 """Schedules that run between two profiles."""
+STEPS = 3
+"""Steps of a schedule that count, each time that it runs."""
 STEADY = 0.1
 """Two paces that differ by less are one."""
+FEWEST = 3
+"""Profiles that predict a step, those of the nearest paces where fewer were made at its own."""
 
 
 class Case(NamedTuple):
@@ -196,7 +202,7 @@ def _case(name: str, options: argparse.Namespace) -> list[Line]:
     }
     memory = {each: _warm_up(pipe, case) for each, pipe in pipes.items()}
     pace = Pace(transport)
-    steps: dict[str, list[Causes]] = {each: [] for each in pipes}
+    steps: dict[str, list[Beside]] = {each: [] for each in pipes}
     profiles: list[Beside] = []
 
     def profile() -> None:
@@ -212,16 +218,9 @@ def _case(name: str, options: argparse.Namespace) -> list[Line]:
     for number in range(options.rounds):
         order = names[:: -1 if number % 2 else 1]
         for start in range(0, len(order), BETWEEN_PROFILES):
-            some = order[start : start + BETWEEN_PROFILES]
-            ran = {each: _steady_step(pace, pipes[each], case) for each in some}
+            for each in order[start : start + BETWEEN_PROFILES]:
+                steps[each] += _steady_steps(pace, pipes[each], case)
             profile()
-            for each, step in ran.items():
-                if step is not None:
-                    around = [_at_pace(found, step.paces) for found in profiles if found.steady][-2:]
-                    expected = _predicted(merged(around), pipes[each])
-                    seconds, timeline = step.what
-                    program = pipes[each].plan.proof.program
-                    steps[each].append(causes(expected, program, [timeline], step_seconds=[seconds]))
     lines = []
     for each, pipe in pipes.items():
         expected = _predicted(merged([found.what for found in profiles]), pipe)
@@ -229,7 +228,7 @@ def _case(name: str, options: argparse.Namespace) -> list[Line]:
         dist.all_gather_object(rows, memory[each])
         off = max((wanted / held - 1 for wanted, held in zip(expected.peak_bytes, rows, strict=True)), key=abs)
         if steps[each]:
-            lines.append(Line(name, each, steps[each], off))
+            lines.append(Line(name, each, [_explained(step, profiles, pipe) for step in steps[each]], off))
             if dist.get_rank() == 0:
                 _print(lines[-1])
         elif dist.get_rank() == 0:
@@ -238,8 +237,8 @@ def _case(name: str, options: argparse.Namespace) -> list[Line]:
     return lines
 
 
-def _steady_step(pace: Pace, pipe: ps.Pipeline, case: Case) -> Beside | None:
-    """Returns the seconds and the timeline of a step at a steady pace; None where several tries had none."""
+def _steady_steps(pace: Pace, pipe: ps.Pipeline, case: Case) -> list[Beside]:
+    """Returns the seconds and the timelines of steps at a steady pace, none where several tries had none."""
 
     def step() -> tuple[float, ps.Timeline]:
         seconds = _step(pipe, case)
@@ -248,12 +247,29 @@ def _steady_step(pace: Pace, pipe: ps.Pipeline, case: Case) -> Beside | None:
 
     for _ in range(WARM_UP):
         _step(pipe, case)  # caches and the allocator's memory are those of this schedule
-    for _ in range(RETRIES):
+    steps: list[Beside] = []
+    for _ in range(RETRIES * STEPS):
         _step(pipe, case)
         found = pace.beside(step)
         if found.steady:
-            return found
-    return None
+            steps.append(found)
+            if len(steps) == STEPS:
+                break
+    return steps
+
+
+def _explained(step: Beside, profiles: Sequence[Beside], pipe: ps.Pipeline) -> Causes:
+    """Returns a step beside its prediction from the profiles at its paces."""
+
+    def apart(profile: Beside) -> float:
+        return max(abs(math.log(there / here)) for there, here in zip(profile.paces, step.paces, strict=True))
+
+    near = sorted((profile for profile in profiles if profile.steady), key=apart)
+    alike = [profile for profile in near if apart(profile) < STEADY]
+    chosen = [_at_pace(profile, step.paces) for profile in max(alike, near[:FEWEST], key=len)]
+    seconds, timeline = step.what
+    expected = _predicted(merged(chosen), pipe)
+    return causes(expected, pipe.plan.proof.program, [timeline], step_seconds=[seconds])
 
 
 def _at_pace(found: Beside, paces: Sequence[float]) -> ps.Profile:

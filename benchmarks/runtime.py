@@ -1,14 +1,18 @@
 """Step time, host time, start and memory of penstock beside torch.distributed.pipelining and a bare loop, in one run.
 
-python benchmarks/runtime.py [--cases empty tiny d256 d512 start memory] [--windows 9] [--steps 10]
+python benchmarks/runtime.py [--cases empty tiny d256 d512 start memory] [--beside floors schedules] [--windows 9]
+                             [--steps 10]
 
 Two processes, one core and one thread each. The bare loop (contenders.py) makes the same messages and runs the same
 modules, over gloo and over the raw calls of penstock's shared memory: the floors. Contenders take turns in windows of
-steps, so that a busy machine is busy for all of them; figures are medians over windows.
+steps, so that a busy machine is busy for all of them. Times are medians over windows, ratios are medians over windows
+of one contender by another in the same window.
 
 - `x gloo`, `x ring`: the time by that of the floor over gloo or over shared memory of the same schedule.
+- `x 1F1B`, `x torch`: beside each other in one group, all schedules of penstock over shared memory and of torch: the
+  time by penstock's 1F1B, and by torch's best schedule there.
 - `host`: CPU time of the busier rank's main thread beyond the bare loop's, by the ops of compute of its program.
-- `x planned`: the time by the makespan that the simulator gives for op times measured in that very run.
+- `x planned`: the time by the makespan that the simulator gives for the op times measured in that very window.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -85,15 +89,24 @@ class Row(NamedTuple):
     seconds: list[float]
     cpu: list[float]
 
+    def by(self, other: Row) -> float:
+        """Returns the time by another contender's in the same window, the median over windows."""
+        return statistics.median(mine / its for mine, its in zip(self.seconds, other.seconds, strict=True))
 
-def main(rank: int, port: int, names: list[str], windows: int, steps: int) -> None:
+
+def main(rank: int, port: int, options: argparse.Namespace) -> None:
     """Runs the cases on one rank; rank 0 prints."""
     join(rank, port)
-    for name in names:
+    for name in options.cases:
+        if name not in CASES:
+            continue
         case = CASES[name]
+        steps = max(1, round(options.steps * case.effort))
         for count in case.microbatches:
-            for schedule in case.schedules:
-                _run(name, case, count, schedule, windows, max(1, round(steps * case.effort)))
+            for schedule in case.schedules if "floors" in options.beside else ():
+                _beside_floors(name, case, count, schedule, options.windows, steps)
+            if "schedules" in options.beside:
+                _beside_schedules(name, case, count, options.windows, steps)
     dist.destroy_process_group()
 
 
@@ -114,7 +127,30 @@ def job_of(case: Case, count: int, schedule: str) -> Job:
     return Job(layers, inputs, torch.randn_like(inputs), schedule, count)
 
 
-def _run(name: str, case: Case, count: int, schedule: str, windows: int, steps: int) -> None:
+def _beside_schedules(name: str, case: Case, count: int, windows: int, steps: int) -> None:
+    """Times all schedules in turns, each in penstock and in torch."""
+    contenders: dict[str, Step] = {}
+    pipes = []
+    for schedule in case.schedules:
+        contenders[f"penstock {schedule}"], pipe = with_penstock(job_of(case, count, schedule), shared_memory=True)
+        pipes.append(pipe)
+        if schedule.lower() in TORCH_SCHEDULES:
+            contenders[f"torch {schedule}"] = with_torch(job_of(case, count, schedule))
+    rows = _time(contenders, windows, steps)
+    for pipe in pipes:
+        pipe.close()
+    if dist.get_rank() == 0:
+        _, best = min((statistics.median(row.seconds), who) for who, row in rows.items() if who.startswith("torch"))
+        for who, row in rows.items():
+            print(
+                f"{name + f' m={count}':12} {who:26} {statistics.median(row.seconds) * 1e3:9.2f} ms  "
+                f"{row.by(rows['penstock 1F1B']):5.2f} x 1F1B  {row.by(rows[best]):5.2f} x torch's best ({best[6:]})",
+                flush=True,
+            )
+
+
+def _beside_floors(name: str, case: Case, count: int, schedule: str, windows: int, steps: int) -> None:
+    """Times one schedule in penstock, in torch and by hand, over gloo and over shared memory."""
     job = lambda: job_of(case, count, schedule)  # noqa: E731
     gloo, far = with_penstock(job(), shared_memory=False)
     ring, near = with_penstock(job(), shared_memory=True)
@@ -125,27 +161,38 @@ def _run(name: str, case: Case, count: int, schedule: str, windows: int, steps: 
         "by hand, gloo": by_hand(job(), shared_memory=False),
         "by hand, ring": by_hand(job(), shared_memory=True),
     }
-    rows = _time(contenders, windows, steps)
+    planned: dict[str, list[float]] = {}
+
+    def plan(who: str, pipe: ps.Pipeline) -> None:
+        costs = measured_costs(pipe.trace(min(steps, 32)))
+        planned.setdefault(who, []).append(ps.simulate(pipe.plan.proof.program, costs).makespan)
+
+    rows = _time(
+        contenders,
+        windows,
+        steps,
+        {"penstock, gloo": lambda: plan("penstock, gloo", far), "penstock, ring": lambda: plan("penstock, ring", near)},
+    )
     ops = ops_of(near.plan.proof.program, dist.get_rank())
     cpu = {each: statistics.median(row.cpu) for each, row in rows.items()}
     host = {way: (cpu[f"penstock, {way}"] - cpu[f"by hand, {way}"]) / ops for way in ("gloo", "ring")}
     tables: list[dict[str, float] | None] = [None, None]
     dist.all_gather_object(tables, host)
-    planned = {}
-    for way, pipe in (("gloo", far), ("ring", near)):
-        timelines = pipe.trace(min(windows * steps, 32))
-        planned[way] = ps.simulate(pipe.plan.proof.program, measured_costs(timelines)).makespan
-        pipe.close()
+    far.close()
+    near.close()
     if dist.get_rank() == 0:
         _print(
             f"{name} {schedule} m={count}",
             rows,
-            {way: max(table[way] for table in tables if table) for way in host},
-            planned,
+            {f"penstock, {way}": max(table[way] for table in tables if table) for way in host},
+            {who: Row(seconds, []) for who, seconds in planned.items()},
         )
 
 
-def _time(contenders: dict[str, Step], windows: int, steps: int) -> dict[str, Row]:
+def _time(
+    contenders: dict[str, Step], windows: int, steps: int, after: Mapping[str, Callable[[], None]] | None = None
+) -> dict[str, Row]:
+    """Returns each contender's windows; `after` is what is done behind its own, untimed."""
     rows = {name: Row([], []) for name in contenders}
     for window in range(windows + 1):
         for name, step in contenders.items():
@@ -158,19 +205,18 @@ def _time(contenders: dict[str, Step], windows: int, steps: int) -> dict[str, Ro
             if window:  # the first is the warm-up
                 rows[name].seconds.append((time.perf_counter() - begin) / steps)
                 rows[name].cpu.append(used / steps)
+                (after or {}).get(name, lambda: None)()
     return rows
 
 
-def _print(title: str, rows: dict[str, Row], host: dict[str, float], planned: dict[str, float]) -> None:
-    middle = {name: statistics.median(row.seconds) for name, row in rows.items()}
+def _print(title: str, rows: dict[str, Row], host: dict[str, float], planned: dict[str, Row]) -> None:
     for name, row in rows.items():
-        way = name.rpartition(" ")[2]
         extra = ""
-        if name.startswith("penstock"):
-            extra = f"  host {host[way] * 1e6:5.1f} us/op  {middle[name] / planned[way]:5.3f} x planned"
+        if name in planned:
+            extra = f"  host {host[name] * 1e6:5.1f} us/op  {row.by(planned[name]):5.3f} x planned"
         print(
-            f"{title:28} {name:15} {middle[name] * 1e3:9.2f} ms  {middle[name] / middle['by hand, gloo']:5.2f} x gloo "
-            f"{middle[name] / middle['by hand, ring']:5.2f} x ring  "
+            f"{title:28} {name:15} {statistics.median(row.seconds) * 1e3:9.2f} ms  "
+            f"{row.by(rows['by hand, gloo']):5.2f} x gloo {row.by(rows['by hand, ring']):5.2f} x ring  "
             f"({min(row.seconds) * 1e3:.2f} to {max(row.seconds) * 1e3:.2f}){extra}",
             flush=True,
         )
@@ -236,6 +282,7 @@ def free_port() -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=[*CASES, "start", "memory"])
+    parser.add_argument("--beside", nargs="+", default=["floors", "schedules"], choices=["floors", "schedules"])
     parser.add_argument("--windows", type=int, default=9)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--single", nargs=3, help=argparse.SUPPRESS)
@@ -248,9 +295,8 @@ if __name__ == "__main__":
         f"penstock {ps.__version__}, torch {torch.__version__}, Python {sys.version.split()[0]}, "
         f"load {os.getloadavg()[0]:.1f}, {len(os.sched_getaffinity(0))} cores"
     )
-    timed = [name for name in options.cases if name in CASES]
-    if timed:
-        multiprocessing.spawn(main, (free_port(), timed, options.windows, options.steps), nprocs=2)
+    if any(name in CASES for name in options.cases):
+        multiprocessing.spawn(main, (free_port(), options), nprocs=2)
     if "start" in options.cases:
         start(max(3, options.windows // 3))
     if "memory" in options.cases:
