@@ -9,10 +9,10 @@ steps, so that a busy machine is busy for all of them. Times are medians over wi
 of one contender by another in the same window.
 
 - `x gloo`, `x ring`: the time by that of the floor over gloo or over shared memory of the same schedule.
-- `x 1F1B`, `x torch`: beside each other in one group, all schedules of penstock over shared memory and of torch: the
+- `x 1F1B`, `x torch's best`: all schedules in one group, in penstock and by hand over shared memory and in torch; the
   time by penstock's 1F1B, and by torch's best schedule there.
 - `host`: CPU time of the busier rank's main thread beyond the bare loop's, by the ops of compute of its program.
-- `x planned`: the time by the makespan that the simulator gives for the op times measured in that very window.
+- `x planned`: the time by the makespans that the simulator gives for the mean op times measured in each of these steps.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def job_of(case: Case, count: int, schedule: str) -> Job:
 
 
 def _beside_schedules(name: str, case: Case, count: int, windows: int, steps: int) -> None:
-    """Times all schedules in turns, each in penstock and in torch."""
+    """Times all schedules in turns, each in penstock, in torch and by hand."""
     contenders: dict[str, Step] = {}
     pipes = []
     for schedule in case.schedules:
@@ -136,6 +136,7 @@ def _beside_schedules(name: str, case: Case, count: int, windows: int, steps: in
         pipes.append(pipe)
         if schedule.lower() in TORCH_SCHEDULES:
             contenders[f"torch {schedule}"] = with_torch(job_of(case, count, schedule))
+        contenders[f"by hand {schedule}"] = by_hand(job_of(case, count, schedule), shared_memory=True)
     rows = _time(contenders, windows, steps)
     for pipe in pipes:
         pipe.close()
@@ -164,8 +165,9 @@ def _beside_floors(name: str, case: Case, count: int, schedule: str, windows: in
     planned: dict[str, list[float]] = {}
 
     def plan(who: str, pipe: ps.Pipeline) -> None:
-        costs = measured_costs(pipe.trace(min(steps, 32)))
-        planned.setdefault(who, []).append(ps.simulate(pipe.plan.proof.program, costs).makespan)
+        each = [measured_costs([timeline], average=statistics.fmean) for timeline in pipe.trace(min(steps, 32))]
+        makespans = [ps.simulate(pipe.plan.proof.program, costs).makespan for costs in each]
+        planned.setdefault(who, []).append(statistics.mean(makespans))
 
     rows = _time(
         contenders,

@@ -1,12 +1,15 @@
 """Costs per stage, and those that are refused."""
 
 from fractions import Fraction
+from statistics import fmean
 
 import numpy as np
 import pytest
 
-from penstock import OpKind, StageCosts
+from penstock import Op, OpKind, StageCosts, Timeline
+from penstock.costs import measured_costs
 from penstock.errors import UserError
+from penstock.timeline import Span
 
 
 def test_one_number_is_that_of_every_stage() -> None:
@@ -97,3 +100,23 @@ def test_a_list_of_another_length_than_the_stages_is_refused(value: list[float])
     with pytest.raises(UserError) as refused:
         StageCosts(forward=value).per_stage("forward", 2)
     assert str(refused.value) == (f"forward has {len(value)} values for 2 stages; give one number a stage")
+
+
+def measured(*seconds: float) -> Timeline:
+    """One forward of stage 1 after another, and one backward of stage 0."""
+    forwards = [Span(1, Op(OpKind.F, 1, number), 0, each) for number, each in enumerate(seconds)]
+    return Timeline(2, (Span(0, Op(OpKind.B, 0, 0), 4, 9), *forwards))
+
+
+def test_measured_costs_are_medians_over_all_steps() -> None:
+    costs = measured_costs([measured(2, 3, 1), measured(30)])
+    assert (costs.forward, costs.backward) == ((0, 2.5), (5, 0))
+
+
+def test_measured_costs_by_the_mean_count_what_is_rare() -> None:
+    assert measured_costs([measured(2, 3, 1), measured(30)], average=fmean).forward == (0, 9)
+
+
+def test_nothing_measured_has_no_costs() -> None:
+    with pytest.raises(UserError, match="run a step first"):
+        measured_costs([Timeline(2, ())])

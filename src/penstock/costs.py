@@ -6,7 +6,7 @@ Times are kept as given (int, float or Fraction), so that a simulation in whole 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 from operator import add, sub
@@ -125,10 +125,17 @@ def _check(field: str, value: object) -> None:
         raise UserError(f"{field}={value}; a cost is finite and not negative, e.g. {field}=1.0")
 
 
-def measured_costs(timelines: Sequence[Timeline]) -> StageCosts:
-    """Returns the median seconds of each kind of op on each stage over these measured timelines.
+def measured_costs(
+    timelines: Sequence[Timeline], *, average: Callable[[Sequence[float]], float] = median
+) -> StageCosts:
+    """Returns the seconds of each kind of op on each stage over these measured timelines.
 
     Kinds that did not run cost nothing; a full backward counts as `backward`.
+
+    Args:
+        timelines: measured ones.
+        average: seconds of all ops of one kind on one stage -> what one of them costs. The mean also counts what is
+            rare.
 
     Raises:
         UserError: no timeline, or one without a single op.
@@ -141,7 +148,7 @@ def measured_costs(timelines: Sequence[Timeline]) -> StageCosts:
         raise UserError("no measured op to take costs from; run a step first")
     num_stages = 1 + max(stage for _, stage in seconds)
     fields = {
-        field: tuple(median(seconds.get((kind, stage), [0.0])) for stage in range(num_stages))
+        field: tuple(average(seconds.get((kind, stage), [0.0])) for stage in range(num_stages))
         for kind, field in _SECONDS.items()
     }
     return StageCosts(**fields)
