@@ -27,6 +27,14 @@ def test_it_says_how_the_model_is_cut_and_how_far_it_is(whole_run: Finished) -> 
     assert re.search(r"^step 40: held-out loss \d\.\d{3} nats per byte$", whole_run.out, re.MULTILINE)
 
 
+def test_each_loss_is_printed_once_though_every_rank_has_it(whole_run: Finished) -> None:
+    training = re.findall(r"^step (\d+)/60  loss", whole_run.out, re.MULTILINE)
+    held_out = re.findall(r"^step (\d+): held-out loss", whole_run.out, re.MULTILINE)
+    assert len(training) > 2
+    assert held_out == ["20", "40", "60"]
+    assert len(set(training)) == len(training)
+
+
 def test_the_table_sets_planned_beside_measured_for_every_rank(whole_run: Finished) -> None:
     heading, rows = re.split(r"^ rank +bubble", whole_run.out, maxsplit=1, flags=re.MULTILINE)
     assert heading.split()[-2:] == ["planned", "measured"]
