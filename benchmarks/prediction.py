@@ -26,7 +26,6 @@ of it would cost a fault, in which steps and profiles differ.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import statistics
 import sys
@@ -58,7 +57,7 @@ MICROBATCHES = 8
 RETRIES = 4
 """Tries for a steady pace."""
 WARM_UP = 2
-"""Steps before the one that counts, after another schedule or a profile has run."""
+"""Steps before those that count, after another schedule or a profile has run."""
 BETWEEN_PROFILES = 4
 """Schedules that run between two profiles."""
 STEPS = 3
@@ -150,8 +149,13 @@ class Pace:
         before = self.seconds()
         what = work()
         after = self.seconds()
-        steady = all(abs(late / early - 1) < STEADY for early, late in zip(before, after, strict=True))
-        return Beside(what, tuple((early + late) / 2 for early, late in zip(before, after, strict=True)), steady)
+        middle = tuple((early + late) / 2 for early, late in zip(before, after, strict=True))
+        return Beside(what, middle, steady=_apart(after, before) < STEADY)
+
+
+def _apart(some: Sequence[float], others: Sequence[float]) -> float:
+    """Returns by how much paces differ from others, as a share of these, on the rank where they differ most."""
+    return max(abs(one / other - 1) for one, other in zip(some, others, strict=True))
 
 
 class Line(NamedTuple):
@@ -238,7 +242,7 @@ def _case(name: str, options: argparse.Namespace) -> list[Line]:
 
 
 def _steady_steps(pace: Pace, pipe: ps.Pipeline, case: Case) -> list[Beside]:
-    """Returns the seconds and the timelines of steps at a steady pace, none where several tries had none."""
+    """Returns the seconds and the timelines of steps at a steady pace, as many as several tries gave."""
 
     def step() -> tuple[float, ps.Timeline]:
         seconds = _step(pipe, case)
@@ -261,12 +265,9 @@ def _steady_steps(pace: Pace, pipe: ps.Pipeline, case: Case) -> list[Beside]:
 def _explained(step: Beside, profiles: Sequence[Beside], pipe: ps.Pipeline) -> Causes:
     """Returns a step beside its prediction from the profiles at its paces."""
 
-    def apart(profile: Beside) -> float:
-        return max(abs(math.log(there / here)) for there, here in zip(profile.paces, step.paces, strict=True))
-
-    near = sorted((profile for profile in profiles if profile.steady), key=apart)
-    alike = [profile for profile in near if apart(profile) < STEADY]
-    chosen = [_at_pace(profile, step.paces) for profile in max(alike, near[:FEWEST], key=len)]
+    near = sorted((profile for profile in profiles if profile.steady), key=lambda each: _apart(each.paces, step.paces))
+    alike = sum(_apart(profile.paces, step.paces) < STEADY for profile in near)
+    chosen = [_at_pace(profile, step.paces) for profile in near[: max(alike, FEWEST)]]
     seconds, timeline = step.what
     expected = _predicted(merged(chosen), pipe)
     return causes(expected, pipe.plan.proof.program, [timeline], step_seconds=[seconds])

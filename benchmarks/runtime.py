@@ -12,7 +12,8 @@ of one contender by another in the same window.
 - `x 1F1B`, `x torch's best`: all schedules in one group, in penstock and by hand over shared memory and in torch; the
   time by penstock's 1F1B, and by torch's best schedule there.
 - `host`: CPU time of the busier rank's main thread beyond the bare loop's, by the ops of compute of its program.
-- `x planned`: the time by the makespans that the simulator gives for the mean op times measured in each of these steps.
+- `x planned`: the time by the makespans that the simulator gives for the op times measured in each of these steps, by
+  their medians and by their means.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -162,39 +163,33 @@ def _beside_floors(name: str, case: Case, count: int, schedule: str, windows: in
         "by hand, gloo": by_hand(job(), shared_memory=False),
         "by hand, ring": by_hand(job(), shared_memory=True),
     }
-    planned: dict[str, list[float]] = {}
+    pipes = {"penstock, gloo": far, "penstock, ring": near}
+    by_median, by_mean = ({who: Row([], []) for who in pipes} for _ in range(2))
 
-    def plan(who: str, pipe: ps.Pipeline) -> None:
-        each = [measured_costs([timeline], average=statistics.fmean) for timeline in pipe.trace(min(steps, 32))]
-        makespans = [ps.simulate(pipe.plan.proof.program, costs).makespan for costs in each]
-        planned.setdefault(who, []).append(statistics.mean(makespans))
+    def plan(who: str) -> None:
+        if who in pipes:
+            timelines, program = pipes[who].trace(min(steps, 32)), pipes[who].plan.proof.program
+            for average, rows in ((statistics.median, by_median), (statistics.fmean, by_mean)):
+                costs = [measured_costs([timeline], average=average) for timeline in timelines]
+                rows[who].seconds.append(statistics.fmean(ps.simulate(program, each).makespan for each in costs))
 
-    rows = _time(
-        contenders,
-        windows,
-        steps,
-        {"penstock, gloo": lambda: plan("penstock, gloo", far), "penstock, ring": lambda: plan("penstock, ring", near)},
-    )
+    rows = _time(contenders, windows, steps, after=plan)
     ops = ops_of(near.plan.proof.program, dist.get_rank())
     cpu = {each: statistics.median(row.cpu) for each, row in rows.items()}
-    host = {way: (cpu[f"penstock, {way}"] - cpu[f"by hand, {way}"]) / ops for way in ("gloo", "ring")}
+    host = {who: (cpu[who] - cpu[who.replace("penstock", "by hand")]) / ops for who in pipes}
     tables: list[dict[str, float] | None] = [None, None]
     dist.all_gather_object(tables, host)
-    far.close()
-    near.close()
+    for pipe in pipes.values():
+        pipe.close()
     if dist.get_rank() == 0:
-        _print(
-            f"{name} {schedule} m={count}",
-            rows,
-            {f"penstock, {way}": max(table[way] for table in tables if table) for way in host},
-            {who: Row(seconds, []) for who, seconds in planned.items()},
-        )
+        busier = {who: max(table[who] for table in tables if table) for who in pipes}
+        _print(f"{name} {schedule} m={count}", rows, busier, by_median, by_mean)
 
 
 def _time(
-    contenders: dict[str, Step], windows: int, steps: int, after: Mapping[str, Callable[[], None]] | None = None
+    contenders: dict[str, Step], windows: int, steps: int, after: Callable[[str], None] | None = None
 ) -> dict[str, Row]:
-    """Returns each contender's windows; `after` is what is done behind its own, untimed."""
+    """Returns each contender's windows; `after` is called with its name behind each of them, untimed."""
     rows = {name: Row([], []) for name in contenders}
     for window in range(windows + 1):
         for name, step in contenders.items():
@@ -207,15 +202,23 @@ def _time(
             if window:  # the first is the warm-up
                 rows[name].seconds.append((time.perf_counter() - begin) / steps)
                 rows[name].cpu.append(used / steps)
-                (after or {}).get(name, lambda: None)()
+                if after is not None:
+                    after(name)
     return rows
 
 
-def _print(title: str, rows: dict[str, Row], host: dict[str, float], planned: dict[str, Row]) -> None:
+def _print(
+    title: str,
+    rows: dict[str, Row],
+    host: dict[str, float],
+    by_median: dict[str, Row],
+    by_mean: dict[str, Row],
+) -> None:
     for name, row in rows.items():
         extra = ""
-        if name in planned:
-            extra = f"  host {host[name] * 1e6:5.1f} us/op  {row.by(planned[name]):5.3f} x planned"
+        if name in host:
+            planned = f"{row.by(by_median[name]):5.3f} and {row.by(by_mean[name]):5.3f} x planned"
+            extra = f"  host {host[name] * 1e6:5.1f} us/op  {planned}"
         print(
             f"{title:28} {name:15} {statistics.median(row.seconds) * 1e3:9.2f} ms  "
             f"{row.by(rows['by hand, gloo']):5.2f} x gloo {row.by(rows['by hand, ring']):5.2f} x ring  "

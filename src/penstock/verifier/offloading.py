@@ -31,7 +31,7 @@ def check_offloading(schedule: Schedule) -> None:
         VerificationError: the op with its rank and position, and what is wrong with it.
     """
     moving = np.isin(schedule.columns.kind, [*MOVES])
-    for rank in sorted(set(schedule.columns.rank[moving].tolist())):
+    for rank in sorted(set(schedule.columns.rank[moving].tolist())):  # np.unique would import all of numpy.ma
         ops = schedule.ranks[rank]
         if not schedule.keepers:
             at, op = next((at, op) for at, op in enumerate(ops) if op.kind in MOVES)
